@@ -1,0 +1,167 @@
+package hostdoc
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+)
+
+// full is a document with every field set.
+func full() *Document {
+	return &Document{
+		Version:      Version,
+		Agent:        Agent{ID: "org.example.a", Version: "1.0.0", Reference: "r:1", Manifest: "sha256:m", Module: "sha256:w", Trust: "signed", Signer: "a@b"},
+		Instance:     "c1",
+		Entry:        EntryProcess,
+		Module:       ModulePath,
+		Input:        Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\""},
+		Args:         []string{"agent", "--flag", ""},
+		Env:          []string{"A=B"},
+		Preopens:     []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true}},
+		Config:       map[string]string{"k": "v", "a": "b"},
+		Capabilities: []string{"filesystem:read:/data"},
+		Limits:       Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, InputBytes: 6, OutputBytes: 7},
+		ExitFile:     ExitPath,
+		Termination:  "/dev/termination-log",
+		LogFormat:    "json",
+		Notices:      []string{"withheld: X"},
+	}
+}
+
+func marshal(t testing.TB, d *Document) []byte {
+	t.Helper()
+	data, err := d.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestFullSetsEveryField(t *testing.T) {
+	var walk func(name string, v reflect.Value)
+	walk = func(name string, v reflect.Value) {
+		if v.IsZero() {
+			t.Errorf("%s is not set: the tests below would not see it", name)
+		}
+		if v.Kind() == reflect.Struct {
+			for field, value := range v.Fields() {
+				walk(name+"."+field.Name, value)
+			}
+		}
+	}
+	walk("Document", reflect.ValueOf(full()).Elem())
+}
+
+func TestWhatIsWrittenIsRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "host.json")
+	if err := os.WriteFile(path, marshal(t, full()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, full()) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
+	good := string(marshal(t, full()))
+	replace := func(old, by string) string {
+		if !strings.Contains(good, old) {
+			t.Fatalf("the document has no %q", old)
+		}
+		return strings.Replace(good, old, by, 1)
+	}
+	for name, c := range map[string]struct {
+		data   string
+		reason fault.Reason
+		want   string
+	}{
+		"nothing":               {"", fault.Internal, "not JSON"},
+		"no JSON":               {"{", fault.Internal, "not JSON"},
+		"another type":          {"[]", fault.Internal, "not JSON"},
+		"no version":            {replace(`"version": 1,`, ``), fault.Unsupported, "version 0"},
+		"a newer version":       {replace(`"version": 1,`, `"version": 2,`), fault.Unsupported, "version 2"},
+		"an unknown field":      {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
+		"a wrong type":          {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
+		"an unknown entry":      {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
+		"an unknown input":      {replace(`"kind": "text"`, `"kind": "socket"`), fault.Internal, `input kind "socket"`},
+		"no memory":             {replace(`"memoryBytes": 1048576`, `"memoryBytes": 0`), fault.Internal, "limits must be set"},
+		"a negative limit":      {replace(`"deadlineMillis": 5`, `"deadlineMillis": -5`), fault.Internal, "limits must be set"},
+		"a key twice":           {replace(`"entry": "process"`, `"entry": "process", "entry": "command"`), fault.Internal, "twice"},
+		"a key in another case": {replace(`"readOnly": true`, `"readonly": true`), fault.Internal, "another case"},
+		"bad UTF-8":             {replace(`"A=B"`, "\"A=\xff\""), fault.Internal, "not UTF-8"},
+		"data after its end":    {good + "{}", fault.Internal, "not JSON"},
+		"space after its end":   {good + "\n", fault.Internal, "not as it is written"},
+		"oversized":             {good + strings.Repeat(" ", limits.HostDocumentBytes), fault.ResourceLimit, "over"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := Parse("host.json", []byte(c.data))
+			if d != nil || fault.ReasonOf(err) != c.reason || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, %v (%s), want %s: %s", d, err, fault.ReasonOf(err), c.reason, c.want)
+			}
+		})
+	}
+}
+
+func TestReadNamesTheFileThatIsMissingOrTooLarge(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "host.json")
+	if _, err := Read(path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+		t.Errorf("missing: %v", err)
+	}
+	if err := os.WriteFile(path, make([]byte, limits.HostDocumentBytes+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(path); fault.ReasonOf(err) != fault.ResourceLimit {
+		t.Errorf("too large: %v", err)
+	}
+}
+
+func TestMarshalRefusesWhatTheHostWouldRefuse(t *testing.T) {
+	for name, change := range map[string]func(*Document){
+		"no limits":   func(d *Document) { d.Limits = Limits{} },
+		"bad UTF-8":   func(d *Document) { d.Args = []string{"\xff"} },
+		"a long text": func(d *Document) { d.Input.Text = strings.Repeat("x", limits.HostDocumentBytes) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := full()
+			change(d)
+			if data, err := d.Marshal(); err == nil || data != nil {
+				t.Errorf("got %d bytes, %v", len(data), err)
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	good := marshal(f, full())
+	minimal := marshal(f, &Document{Entry: EntryCommand, Input: Input{Kind: InputStdin}, Limits: Limits{MemoryBytes: 1, InputBytes: 1, OutputBytes: 1}})
+	f.Add(good)
+	f.Add(minimal)
+	f.Add(bytes.Replace(good, []byte(`"entry"`), []byte(`"Entry"`), 1))
+	f.Add(bytes.Replace(minimal, []byte(`"version": 1`), []byte(`"version": 1.0`), 1))
+	f.Add([]byte(`{"version":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d, err := Parse("host.json", data)
+		if err != nil {
+			if d != nil || strings.ContainsAny(err.Error(), "\n\r") {
+				t.Fatalf("a refusal with a document or of two lines: %v, %q", d, err)
+			}
+			return
+		}
+		again, err := d.Marshal()
+		if err != nil || !bytes.Equal(again, data) {
+			t.Fatalf("accepted %q is written as %q, %v", data, again, err)
+		}
+	})
+}

@@ -1,0 +1,201 @@
+package nodeconfig
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+)
+
+const (
+	// Env names the configuration file for the processes that containerd
+	// starts, which take no flags of ours.
+	Env = "MENTAT_CONFIG"
+	// DefaultPath is used when neither flag nor [Env] names a file.
+	DefaultPath = "/etc/mentat/config.toml"
+)
+
+// Config is the node's configuration. Relative paths are relative to the file.
+type Config struct {
+	Verify  Verify  `toml:"verify"`
+	Host    Host    `toml:"host"`
+	Cache   Cache   `toml:"cache"`
+	Runtime Runtime `toml:"runtime"`
+	// Dir is the directory of the configuration file.
+	Dir string `toml:"-"`
+}
+
+// Verify says where policy, trust stores and revocation data are.
+type Verify struct {
+	// Policy is the policy file. Empty means: policy.yaml beside the
+	// configuration if there is one, else developer mode.
+	Policy string `toml:"policy"`
+	// Trust is the directory of trust stores.
+	Trust string `toml:"trust"`
+	// State holds compiled revocation lists.
+	State string `toml:"state"`
+	// HostsDir is containerd's registry host directory, used by the pull gate.
+	HostsDir string `toml:"hosts_dir"`
+	// DockerConfig is the credentials file used by the pull gate.
+	DockerConfig string `toml:"docker_config"`
+}
+
+// Host says which mentat-host runs agents.
+type Host struct {
+	// Binary is mentat-host; empty means next to the running program.
+	Binary string `toml:"binary"`
+}
+
+// Cache is the cache of compiled modules.
+type Cache struct {
+	Dir string `toml:"dir"`
+	// Memory is a tmpfs directory that remembers what was already checked.
+	Memory string `toml:"memory"`
+}
+
+// Runtime is the OCI runtime under everything.
+type Runtime struct {
+	// Binary is the runc to use where the caller names none.
+	Binary string `toml:"binary"`
+}
+
+// policyName is the policy file beside a configuration that names none.
+const policyName = "policy.yaml"
+
+func defaults() *Config {
+	return &Config{
+		Verify:  Verify{Trust: "trust", State: "/var/lib/mentat/revocation", HostsDir: "/etc/containerd/certs.d"},
+		Cache:   Cache{Dir: "/var/lib/mentat/modules", Memory: "/run/mentat/modules"},
+		Runtime: Runtime{Binary: "runc"},
+	}
+}
+
+// Load reads the file at path; with an empty path the one that [Env] names;
+// else [DefaultPath], which alone may be absent.
+func Load(path string) (*Config, error) {
+	optional := false
+	if path == "" {
+		path = os.Getenv(Env)
+	}
+	if path == "" {
+		path, optional = DefaultPath, true
+	}
+	f, err := os.Open(path)
+	if optional && errors.Is(err, fs.ErrNotExist) {
+		c := defaults()
+		c.Dir = filepath.Dir(path)
+		return c.resolve()
+	}
+	if err != nil {
+		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the node configuration")
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limits.PolicyBytes+1))
+	if err != nil {
+		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the node configuration")
+	}
+	if len(data) > limits.PolicyBytes {
+		return nil, fault.New(fault.PolicyInvalid, path, "the node configuration is over %d bytes", limits.PolicyBytes)
+	}
+	return Parse(path, data)
+}
+
+// Parse decodes a configuration; path names it and anchors relative paths.
+func Parse(path string, data []byte) (*Config, error) {
+	c := defaults()
+	dec := toml.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(c); err != nil {
+		return nil, explain(path, err)
+	}
+	if err := exactKeys(path, data); err != nil {
+		return nil, err
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, path, "cannot resolve the path")
+	}
+	c.Dir = filepath.Dir(abs)
+	return c.resolve()
+}
+
+// explain gives the decoder's error its line.
+func explain(path string, err error) error {
+	at := func(e *toml.DecodeError) string {
+		line, _ := e.Position()
+		return fmt.Sprintf("%s:%d", path, line)
+	}
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) && len(strict.Errors) > 0 {
+		e := &strict.Errors[0]
+		return fault.New(fault.PolicyInvalid, at(e), "unknown key %q, allowed are %s", strings.Join(e.Key(), "."), strings.Join(allowed(), ", "))
+	}
+	var malformed *toml.DecodeError
+	if errors.As(err, &malformed) {
+		return fault.Wrap(err, fault.PolicyInvalid, at(malformed), "the node configuration is malformed")
+	}
+	return fault.Wrap(err, fault.PolicyInvalid, path, "the node configuration is malformed")
+}
+
+// allowed lists the keys of [Config] as "table.key".
+func allowed() []string {
+	var keys []string
+	for table := range reflect.TypeFor[Config]().Fields() {
+		if table.Type.Kind() != reflect.Struct {
+			continue
+		}
+		for field := range table.Type.Fields() {
+			keys = append(keys, table.Tag.Get("toml")+"."+field.Tag.Get("toml"))
+		}
+	}
+	return keys
+}
+
+// exactKeys refuses keys in another case: the decoder takes them, so that of
+// policy and Policy in one file the reader could not tell which counts.
+func exactKeys(path string, data []byte) error {
+	var tables map[string]map[string]any
+	if err := toml.Unmarshal(data, &tables); err != nil {
+		return explain(path, err)
+	}
+	known := allowed()
+	for table, keys := range tables {
+		if !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, table+".") }) {
+			return fault.New(fault.PolicyInvalid, path, "unknown table %q, allowed are the keys %s", table, strings.Join(known, ", "))
+		}
+		for key := range keys {
+			if !slices.Contains(known, table+"."+key) {
+				return fault.New(fault.PolicyInvalid, path, "unknown key %q, allowed are %s", table+"."+key, strings.Join(known, ", "))
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Config) resolve() (*Config, error) {
+	for _, p := range []*string{&c.Verify.Policy, &c.Verify.Trust, &c.Verify.State, &c.Verify.HostsDir, &c.Verify.DockerConfig, &c.Host.Binary, &c.Cache.Dir, &c.Cache.Memory} {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(c.Dir, *p)
+		}
+	}
+	if c.Verify.Policy == "" {
+		policy := filepath.Join(c.Dir, policyName)
+		if _, err := os.Lstat(policy); err == nil {
+			c.Verify.Policy = policy
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fault.Wrap(err, fault.PolicyInvalid, policy, "cannot tell whether there is a policy")
+		}
+	}
+	return c, nil
+}

@@ -1,0 +1,169 @@
+package nodeconfig
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+)
+
+func write(t *testing.T, path, text string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestAnEmptyFileMeansTheDefaults(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "config.toml"), "")
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(path)
+	want := defaults()
+	want.Dir, want.Verify.Trust = dir, filepath.Join(dir, "trust")
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got %+v, want %+v", c, want)
+	}
+}
+
+func TestRelativePathsAreRelativeToTheFile(t *testing.T) {
+	dir := t.TempDir()
+	c, err := Load(write(t, filepath.Join(dir, "config.toml"), `
+[verify]
+policy = "p.yaml"
+trust = "/abs/trust"
+state = "s"
+hosts_dir = "h"
+docker_config = "d.json"
+[host]
+binary = "bin/mentat-host"
+[cache]
+dir = "c"
+memory = "m"
+[runtime]
+binary = "runc-of-mine"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		Verify:  Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", HostsDir: dir + "/h", DockerConfig: dir + "/d.json"},
+		Host:    Host{Binary: dir + "/bin/mentat-host"},
+		Cache:   Cache{Dir: dir + "/c", Memory: dir + "/m"},
+		Runtime: Runtime{Binary: "runc-of-mine"},
+		Dir:     dir,
+	}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got %+v, want %+v", c, want)
+	}
+}
+
+func TestAPolicyBesideTheFileCountsEvenIfItCannotBeRead(t *testing.T) {
+	dir := t.TempDir()
+	config := write(t, filepath.Join(dir, "config.toml"), "")
+	if c, err := Load(config); err != nil || c.Verify.Policy != "" {
+		t.Fatalf("without one: %+v, %v", c, err)
+	}
+	policy := filepath.Join(dir, "policy.yaml")
+	if err := os.Symlink("nowhere", policy); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Load(config); err != nil || c.Verify.Policy != policy {
+		t.Errorf("a dangling link must not mean developer mode: %+v, %v", c, err)
+	}
+}
+
+func TestAPolicyThatIsNamedCountsEvenIfItIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	c, err := Load(write(t, filepath.Join(dir, "config.toml"), "[verify]\npolicy = 'gone.yaml'\n"))
+	if err != nil || c.Verify.Policy != filepath.Join(dir, "gone.yaml") {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}
+
+func TestOnlyTheDefaultFileMayBeAbsent(t *testing.T) {
+	gone := filepath.Join(t.TempDir(), "gone.toml")
+	if c, err := Load(gone); c != nil || fault.ReasonOf(err) != fault.PolicyInvalid || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("by argument: %v, %v", c, err)
+	}
+	t.Setenv(Env, gone)
+	if c, err := Load(""); c != nil || fault.ReasonOf(err) != fault.PolicyInvalid {
+		t.Errorf("by environment: %v, %v", c, err)
+	}
+}
+
+func TestAnArgumentWinsOverTheEnvironment(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv(Env, write(t, filepath.Join(dir, "env.toml"), "[runtime]\nbinary = 'env'"))
+	arg := write(t, filepath.Join(dir, "arg.toml"), "[runtime]\nbinary = 'arg'")
+	if c, err := Load(arg); err != nil || c.Runtime.Binary != "arg" {
+		t.Errorf("argument: %+v, %v", c, err)
+	}
+	if c, err := Load(""); err != nil || c.Runtime.Binary != "env" {
+		t.Errorf("environment: %+v, %v", c, err)
+	}
+}
+
+func TestMistakesAreRefusedWithTheirLine(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"an unknown key":          {"[verify]\n\npolcy = 'x'", `config.toml:3: unknown key "verify.polcy", allowed are verify.policy, verify.trust`},
+		"an unknown table":        {"[verfy]\npolicy = 'x'", `config.toml:1: unknown key "verfy"`},
+		"a key in another case":   {"[verify]\nPolicy = 'x'", `unknown key "verify.Policy"`},
+		"a table in another case": {"[Verify]\npolicy = 'x'", `unknown table "Verify"`},
+		"our own field":           {"Dir = '/x'", "unknown"},
+		"a wrong type":            {"[verify]\npolicy = 1", "config.toml:2: "},
+		"a key twice":             {"[verify]\npolicy = 'x'\npolicy = 'y'", "malformed"},
+		"a table twice":           {"[host]\nbinary = 'x'\n[host]\n", "malformed"},
+		"no TOML":                 {"verify {", "config.toml:1: "},
+		"bad UTF-8":               {"[host]\nbinary = '\xff'", "malformed"},
+		"oversized":               {strings.Repeat("#", limits.PolicyBytes+1), "over 1048576 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config, err := Load(write(t, filepath.Join(t.TempDir(), "config.toml"), c.text))
+			if config != nil || fault.ReasonOf(err) != fault.PolicyInvalid || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, %v, want %s", config, err, c.want)
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(""))
+	f.Add([]byte("[verify]\npolicy = 'p'\ntrust = ''\n[cache]\ndir = \"/x/../y\"\n"))
+	f.Add([]byte("[verify]\nPolicy = 'p'\npolicy = 'q'"))
+	f.Add([]byte("verify = {policy = 'p'}\nhost.binary = 'b'"))
+	f.Add([]byte("[[verify]]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		const path = "/no/such/directory/config.toml"
+		c, err := Parse(path, data)
+		if err != nil {
+			if c != nil || fault.ReasonOf(err) != fault.PolicyInvalid || strings.ContainsAny(err.Error(), "\n\r") {
+				t.Fatalf("got %v, %q (%s)", c, err, fault.ReasonOf(err))
+			}
+			return
+		}
+		for _, p := range []string{c.Verify.Policy, c.Verify.Trust, c.Verify.State, c.Verify.HostsDir, c.Verify.DockerConfig, c.Host.Binary, c.Cache.Dir, c.Cache.Memory} {
+			if p != "" && !filepath.IsAbs(p) {
+				t.Fatalf("%q is not absolute", p)
+			}
+		}
+		text, err := toml.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := Parse(path, text); err != nil || !reflect.DeepEqual(again, c) {
+			t.Fatalf("%s is read again as %+v, %v", text, again, err)
+		}
+	})
+}
