@@ -1,0 +1,281 @@
+package shim
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/protobuf/proto"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/log"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/internal/version"
+)
+
+// Runtime is the runtime's type in containerd's configuration and flags.
+const Runtime = "io.containerd.mentat.v1"
+
+// Main runs the shim binary with its arguments and does not return unless it
+// is done; containerd's shim package ends the process on an error.
+func Main(ctx context.Context) {
+	m := shimManager{Shim: manager.NewShimManager(Runtime)}
+	if err := m.answerOldDaemon(ctx, os.Args[1:], os.Stdin, os.Stdout); !errors.Is(err, errNotLegacy) {
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %s\n", Runtime, err)
+			os.Exit(1)
+		}
+		return
+	}
+	registry.Register(&plugin.Registration{
+		Type:     plugins.TTRPCPlugin,
+		ID:       "task",
+		Requires: []plugin.Type{plugins.EventPlugin, plugins.InternalPlugin},
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			pub, err := ic.GetByID(plugins.EventPlugin, "publisher")
+			if err != nil {
+				return nil, err
+			}
+			sd, err := ic.GetByID(plugins.InternalPlugin, "shutdown")
+			if err != nil {
+				return nil, err
+			}
+			return newService(ic.Context, ic.Properties[plugins.PropertyGRPCAddress], pub.(shim.Publisher), sd.(shutdown.Service))
+		},
+	})
+	shim.RunShim(ctx, m)
+}
+
+// shimManager is the runc shim's manager with our name, options and version.
+type shimManager struct {
+	shim.Shim
+}
+
+// Info reports the OCI runtime that is really chosen: containerd asks it for
+// the features of that runtime, user namespaces among them.
+func (m shimManager) Info(ctx context.Context, in io.Reader) (*types.RuntimeInfo, error) {
+	data, err := io.ReadAll(io.LimitReader(in, 1<<20))
+	if err != nil {
+		return nil, err
+	}
+	var value anypb.Any
+	if len(data) > 0 {
+		if err := proto.Unmarshal(data, &value); err != nil {
+			return nil, fmt.Errorf("cannot decode the runtime options: %w", err)
+		}
+	}
+	opts, err := runcOptions(&value)
+	if err != nil {
+		return nil, err
+	}
+	if opts.BinaryName == "" {
+		config, err := nodeconfig.Load("")
+		if err != nil {
+			return nil, err
+		}
+		opts.BinaryName = config.Runtime.Binary
+	}
+	translated, err := typeurl.MarshalAnyToProto(opts)
+	if err != nil {
+		return nil, err
+	}
+	if data, err = proto.Marshal(translated); err != nil {
+		return nil, err
+	}
+	info, err := m.Shim.Info(ctx, bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	info.Version = &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}
+	info.Annotations = map[string]string{"dev.mentatlab.runtime.binary": opts.BinaryName}
+	return info, nil
+}
+
+// Stop cleans up after a shim that is gone. Beside what the runc shim does it
+// removes the shim's socket: a shim that was killed could not.
+func (m shimManager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
+	address := bootstrapAddress(id)
+	status, err := m.Shim.Stop(ctx, id)
+	if address != "" && !shim.CanConnect(address) {
+		if rmErr := shim.RemoveSocket(address); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
+			log.G(ctx).WithError(rmErr).Warn("cannot remove the shim's socket")
+		}
+	}
+	return status, err
+}
+
+// bootstrapAddress is the socket that containerd recorded for a bundle, a
+// sibling of the working directory; "" if it recorded none.
+func bootstrapAddress(id string) string {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return ""
+	}
+	data, err := os.ReadFile(filepath.Join(filepath.Dir(cwd), id, "bootstrap.json"))
+	if err != nil {
+		return ""
+	}
+	var params struct {
+		Address string `json:"address"`
+	}
+	if err := json.Unmarshal(data, &params); err != nil {
+		return ""
+	}
+	return params.Address
+}
+
+// errNotLegacy means that containerd's shim package should handle the call.
+var errNotLegacy = errors.New("not a start by an old daemon")
+
+// answerOldDaemon serves "start" for containerd 2.0 to 2.2. Those send runtime
+// options, not bootstrap parameters, on standard input and read JSON; the shim
+// package of 2.3 and later refuses them.
+func (m shimManager) answerOldDaemon(ctx context.Context, args []string, stdin *os.File, stdout io.Writer) error {
+	call := parseCall(args)
+	if call.action != "start" {
+		return errNotLegacy
+	}
+	input, err := io.ReadAll(io.LimitReader(stdin, bootstrapBytes+1))
+	if err != nil {
+		return fmt.Errorf("cannot read the bootstrap parameters: %w", err)
+	}
+	if len(input) > bootstrapBytes {
+		return fmt.Errorf("bootstrap parameters are over %d bytes", bootstrapBytes)
+	}
+	var params bootapi.BootstrapParams
+	if len(input) > 0 && proto.Unmarshal(input, &params) == nil && params.InstanceID == call.id && params.Namespace == call.namespace {
+		return rewind(input)
+	}
+	level := bootapi.LogLevel_LOG_LEVEL_INFO
+	if call.debug {
+		level = bootapi.LogLevel_LOG_LEVEL_DEBUG
+	}
+	result, err := m.Start(namespaces.WithNamespace(ctx, call.namespace), &bootapi.BootstrapParams{
+		InstanceID:             call.id,
+		Namespace:              call.namespace,
+		ContainerdGrpcAddress:  call.address,
+		ContainerdTtrpcAddress: os.Getenv("TTRPC_ADDRESS"),
+		LogLevel:               level,
+	})
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(stdout).Encode(map[string]any{
+		"version": result.Version, "address": result.Address, "protocol": result.Protocol,
+	})
+}
+
+// bootstrapBytes bounds what is read from containerd at start.
+const bootstrapBytes = 10 << 20
+
+// rewind gives what was read back to the shim package, as standard input.
+func rewind(input []byte) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("cannot pass the bootstrap parameters on: %w", err)
+	}
+	go func() {
+		_, err := w.Write(input)
+		if err := errors.Join(err, w.Close()); err != nil {
+			log.L.WithError(err).Error("cannot pass the bootstrap parameters on")
+		}
+	}()
+	os.Stdin = r
+	return errNotLegacy
+}
+
+// call is the part of the shim's command line that matters before containerd's
+// shim package parses it.
+type call struct {
+	action, id, namespace, address string
+	debug                          bool
+}
+
+func parseCall(args []string) call {
+	var c call
+	for i := 0; i < len(args); i++ {
+		name, value, hasValue := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
+		if !strings.HasPrefix(args[i], "-") {
+			c.action = args[i]
+			break
+		}
+		next := func() string {
+			if !hasValue && i+1 < len(args) {
+				i++
+				value = args[i]
+			}
+			return value
+		}
+		switch name {
+		case "id":
+			c.id = next()
+		case "namespace":
+			c.namespace = next()
+		case "address":
+			c.address = next()
+		case "debug":
+			c.debug = value != "false"
+		case "publish-binary", "bundle", "socket", "debug-socket":
+			next()
+		}
+	}
+	return c
+}
+
+// logger bridges structured log lines to the shim's log FIFO.
+func logger(ctx context.Context) *slog.Logger {
+	return slog.New(bridge{entry: log.G(ctx)})
+}
+
+type bridge struct {
+	entry *log.Entry
+}
+
+func (bridge) Enabled(context.Context, slog.Level) bool { return true }
+
+func (b bridge) Handle(_ context.Context, r slog.Record) error {
+	fields := log.Fields{}
+	r.Attrs(func(a slog.Attr) bool {
+		fields[a.Key] = a.Value.Any()
+		return true
+	})
+	entry := b.entry.WithFields(fields)
+	switch {
+	case r.Level >= slog.LevelError:
+		entry.Error(r.Message)
+	case r.Level >= slog.LevelWarn:
+		entry.Warn(r.Message)
+	case r.Level >= slog.LevelInfo:
+		entry.Info(r.Message)
+	default:
+		entry.Debug(r.Message)
+	}
+	return nil
+}
+
+func (b bridge) WithAttrs(attrs []slog.Attr) slog.Handler {
+	fields := log.Fields{}
+	for _, a := range attrs {
+		fields[a.Key] = a.Value.Any()
+	}
+	return bridge{entry: b.entry.WithFields(fields)}
+}
+
+func (b bridge) WithGroup(string) slog.Handler { return b }
