@@ -1,0 +1,344 @@
+package host
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/mentatlab/mentat/host/internal/engine"
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest/module"
+)
+
+// hostFunc is one import of the module, under the type that the module gives it.
+type hostFunc struct {
+	module, name    string
+	params, results int
+	serve           func(*call) bool
+}
+
+// call is one call of a host function.
+type call struct {
+	s      *session
+	f      *hostFunc
+	values []engine.Value
+	memory []byte
+}
+
+// bytes returns the guest's bytes at the pointer in parameter i with the length
+// in parameter i+1. Out of range it has trapped the guest: the caller returns.
+func (c *call) bytes(i int) ([]byte, bool) {
+	b := view(c.memory, c.values[i].U32(), c.values[i+1].U32())
+	if b == nil {
+		return nil, c.outOfRange(c.values[i].U32(), c.values[i+1].U32())
+	}
+	return b, true
+}
+
+func (c *call) outOfRange(ptr, n uint32) bool {
+	return c.s.trap(endOf(fault.Trap, fmt.Sprintf("%s.%s: pointer %#x with length %d is outside of the guest's memory of %d bytes",
+		c.f.module, c.f.name, ptr, n, len(c.memory))))
+}
+
+// view returns memory[ptr:ptr+n], or nil when that is out of range.
+func view(memory []byte, ptr, n uint32) []byte {
+	end := uint64(ptr) + uint64(n)
+	if memory == nil || end > uint64(len(memory)) {
+		return nil
+	}
+	return memory[ptr:end:end]
+}
+
+// returns gives the result to the guest, if it imported one.
+func (c *call) returns(v int32) bool {
+	if c.f.results > 0 {
+		c.values[0].SetI32(v)
+	}
+	return true
+}
+
+func (c *call) fails(code int32, d detail) bool { return c.returns(c.s.fail(code, d)) }
+
+// mentatFuncs serves the ABI. Every function of the table is here.
+var mentatFuncs = map[string]func(*call) bool{
+	"abi_version":        func(c *call) bool { return c.returns(abiVersion) },
+	"read_input":         readInput,
+	"read":               read,
+	"size":               size,
+	"close":              closeHandle,
+	"write_output":       writeOutput,
+	"set_error":          setError,
+	"last_error":         func(c *call) bool { return c.returns(c.s.lastError()) },
+	"log":                logLineOf,
+	"get_config":         getConfig,
+	"start_stream":       unsupported("streams", 0),
+	"write_stream":       unsupported("streams", 1),
+	"end_stream":         unsupported("streams"),
+	"download_media":     unsupported("media", 0),
+	"upload_media":       unsupported("media", 0, 2),
+	"record_metric":      unsupported("metrics", 0, 4),
+	"request_capability": requestCapability,
+	"invoke_capability":  invokeCapability,
+}
+
+var envFuncs = map[string]func(*call) bool{
+	"abort": abort,
+	"trace": trace,
+	"seed":  seed,
+}
+
+// resolve finds who serves an import; the second result is for the engine's WASI.
+func resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
+	switch im.Module {
+	case module.ModuleMentat:
+		return mentatFuncs[im.Name], false
+	case module.ModuleEnv:
+		return envFuncs[im.Name], false
+	case module.ModuleWASI:
+		// The engine's own refuses statuses above 125.
+		if im.Name == "proc_exit" {
+			return procExit, false
+		}
+		return nil, true
+	}
+	return nil, false
+}
+
+func readInput(c *call) bool {
+	s := c.s
+	in, _ := s.handles[0].(*input)
+	if s.inAlloc {
+		return s.trap(endOf(fault.Trap, "mentat.read_input: called from mentat_alloc"))
+	}
+	var n int32
+	if in == nil {
+		n = s.fail(codeBadHandle, detail{Reason: "the input was closed"})
+	} else {
+		n = in.slurp(s)
+	}
+	if !s.hasAlloc {
+		return c.returns(n)
+	}
+	if n < 0 {
+		return c.returns(0) // the code is in last_error
+	}
+	// The pointer form: the guest allocates, the host fills.
+	want := 4 + n
+	var ptr int32
+	s.inAlloc = true
+	err := s.run.Call("mentat_alloc", &want, &ptr)
+	s.inAlloc = false
+	if err != nil {
+		s.inner = asFailure(err)
+		return false
+	}
+	if ptr == 0 {
+		s.fail(codeLimit, detail{Reason: "mentat_alloc returned 0"})
+		return c.returns(0)
+	}
+	c.memory = s.run.Memory()
+	dst := view(c.memory, uint32(ptr), uint32(want))
+	if dst == nil {
+		return c.outOfRange(uint32(ptr), uint32(want))
+	}
+	binary.LittleEndian.PutUint32(dst, uint32(n))
+	copy(dst[4:], in.buf)
+	return c.returns(ptr)
+}
+
+func read(c *call) bool {
+	p := view(c.memory, c.values[1].U32(), c.values[2].U32())
+	if p == nil {
+		return c.outOfRange(c.values[1].U32(), c.values[2].U32())
+	}
+	r := c.s.handle(c.values[0].I32())
+	if r == nil {
+		return c.returns(codeBadHandle)
+	}
+	// A count must fit into the result.
+	return c.returns(r.read(c.s, p[:min(len(p), 1<<30)]))
+}
+
+func size(c *call) bool {
+	n := int64(codeBadHandle)
+	if r := c.s.handle(c.values[0].I32()); r != nil {
+		n = r.size(c.s)
+	}
+	c.values[0].SetI64(n)
+	return true
+}
+
+func closeHandle(c *call) bool {
+	h := c.values[0].I32()
+	if h < 0 || h >= c.s.next {
+		return c.fails(codeBadHandle, detail{Reason: "no such handle was ever given out"})
+	}
+	delete(c.s.handles, h)
+	return c.returns(0)
+}
+
+func writeOutput(c *call) bool {
+	data, ok := c.bytes(0)
+	if !ok {
+		return false
+	}
+	switch err := c.s.out.write(data); {
+	case err == nil:
+		return c.returns(0)
+	case errors.Is(err, errOutputLimit) && c.f.results > 0:
+		return c.fails(codeLimit, detail{Reason: err.Error()})
+	default:
+		return c.s.trap(outputEnd(err))
+	}
+}
+
+func setError(c *call) bool {
+	text, ok := c.bytes(1)
+	switch {
+	case !ok:
+		return false
+	case len(text) > limits.ErrorMessageBytes:
+		return c.fails(codeLimit, detail{Reason: fmt.Sprintf("the message is over %d bytes", limits.ErrorMessageBytes)})
+	case !utf8.Valid(text):
+		return c.fails(codeInvalid, detail{Reason: "the message is not UTF-8"})
+	}
+	message := fmt.Sprintf("%s (code %d)", text, c.values[0].I32())
+	c.s.failure = &message
+	return c.returns(0)
+}
+
+func logLineOf(c *call) bool {
+	level, at := levelInfo, 0
+	if c.f.params == 3 {
+		level, at = min(max(int(c.values[0].I32()), levelTrace), levelError), 1
+	}
+	text, ok := c.bytes(at)
+	if !ok {
+		return false
+	}
+	c.s.log.log(level, fromAgent, string(text))
+	return c.returns(0)
+}
+
+func getConfig(c *call) bool {
+	key, ok := c.bytes(0)
+	if !ok {
+		return false
+	}
+	value, ok := c.s.doc.Config[string(key)]
+	if !ok {
+		return c.fails(codeNotFound, detail{Reason: "the manifest's config has no such key", Hint: "add it under config: in manifest.yaml"})
+	}
+	return c.returns(c.s.open(&blob{data: []byte(value)}))
+}
+
+// unsupported answers a part of the ABI that this host does not have; spans are
+// the parameters where a pointer and a length begin.
+func unsupported(what string, spans ...int) func(*call) bool {
+	return func(c *call) bool {
+		for _, i := range spans {
+			if _, ok := c.bytes(i); !ok {
+				return false
+			}
+		}
+		return c.fails(codeUnsupported, detail{Reason: "this host does not serve " + what})
+	}
+}
+
+// maxCapability bounds a capability string in a request.
+const maxCapability = 1 << 10
+
+func requestCapability(c *call) bool {
+	name, ok := c.bytes(0)
+	if !ok {
+		return false
+	}
+	if _, ok := c.bytes(2); !ok {
+		return false
+	}
+	kind, _, _ := strings.Cut(string(name), ":")
+	if len(name) > maxCapability || !utf8.Valid(name) || kind == "" {
+		return c.fails(codeInvalid, detail{Reason: "not a capability string"})
+	}
+	if slices.Contains(c.s.doc.Capabilities, string(name)) {
+		return c.fails(codeUnsupported, detail{Capability: string(name), Reason: "granted, but this host does not serve " + kind + " capabilities"})
+	}
+	return c.fails(codeDenied, detail{
+		Capability: string(name),
+		Reason:     "the capability is not granted to this run",
+		Rule:       "no matching grant",
+		Hint:       fmt.Sprintf("a line \"- %s\" under wasm.capabilities in manifest.yaml asks for it; the node's policy must allow it", name),
+	})
+}
+
+func invokeCapability(c *call) bool {
+	for _, i := range []int{1, 3} {
+		if _, ok := c.bytes(i); !ok {
+			return false
+		}
+	}
+	return c.fails(codeDenied, detail{
+		Reason: "no capability was granted to this run",
+		Rule:   "no matching grant",
+		Hint:   "call request_capability first and check its result; wasm.capabilities in manifest.yaml asks for capabilities",
+	})
+}
+
+// procExit ends the guest with a status of its own.
+func procExit(c *call) bool {
+	status := int(min(c.values[0].U32(), 255))
+	return c.s.trap(&end{status: status})
+}
+
+// abort is AssemblyScript's: it ends the guest with a message and its place.
+func abort(c *call) bool {
+	message := fmt.Sprintf("abort: %s at %s:%d:%d",
+		utf16String(c.memory, c.values[0].U32()), utf16String(c.memory, c.values[1].U32()), c.values[2].U32(), c.values[3].U32())
+	return c.s.trap(endOf(fault.Trap, message))
+}
+
+// trace is AssemblyScript's debug print, with up to five numbers.
+func trace(c *call) bool {
+	var b strings.Builder
+	b.WriteString(utf16String(c.memory, c.values[0].U32()))
+	for i := range min(max(int(c.values[1].I32()), 0), 5) {
+		fmt.Fprintf(&b, " %g", c.values[2+i].F64())
+	}
+	c.s.log.log(levelTrace, fromAgent, b.String())
+	return true
+}
+
+// utf16String reads an AssemblyScript string: UTF-16, its size in bytes in the
+// word before it. Nothing is returned for what does not lie in memory: the
+// guest is about to end or only prints.
+func utf16String(memory []byte, ptr uint32) string {
+	if ptr < 4 {
+		return ""
+	}
+	head := view(memory, ptr-4, 4)
+	if head == nil {
+		return ""
+	}
+	data := view(memory, ptr, min(binary.LittleEndian.Uint32(head), limits.LogLineBytes)&^1)
+	units := make([]uint16, len(data)/2)
+	if err := binary.Read(bytes.NewReader(data), binary.LittleEndian, units); err != nil {
+		return ""
+	}
+	return string(utf16.Decode(units))
+}
+
+// seed gives AssemblyScript's Math.random its start: a number in [0, 2^53).
+func seed(c *call) bool {
+	var b [8]byte
+	// Never fails: the runtime aborts instead.
+	_, _ = rand.Read(b[:])
+	c.values[0].SetF64(float64(binary.LittleEndian.Uint64(b[:]) >> 11))
+	return true
+}

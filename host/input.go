@@ -1,0 +1,174 @@
+package host
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/mentatlab/mentat/internal/hostdoc"
+)
+
+// inputChunk is how much is read from a source at once.
+const inputChunk = 64 << 10
+
+var errInputLimit = errors.New("the input is larger than the run's input limit")
+
+// input is the run's input, handle 0. Its source is read by a goroutine of its
+// own, started when the guest first asks, so that a guest that waits for input
+// can be stopped.
+type input struct {
+	limit int64
+	// keep holds on to everything read, for read_input's pointer form.
+	keep bool
+	// known is the total size, -1 if only the end will tell.
+	known int64
+
+	source io.Reader
+	chunks chan chunk
+
+	buf []byte // buf[pos:] is still to be read by the guest
+	pos int
+	// total counts the bytes that came from the source.
+	total int64
+	err   error // io.EOF at the end
+}
+
+type chunk struct {
+	data []byte
+	err  error
+}
+
+// openInput finds the input of a document. Nothing is read yet.
+func openInput(in hostdoc.Input, stdin io.Reader, limit int64) (*input, func(), error) {
+	i := &input{limit: limit, known: -1}
+	switch in.Kind {
+	case hostdoc.InputText:
+		i.source, i.known = bytes.NewReader([]byte(in.Text)), int64(len(in.Text))
+	case hostdoc.InputFile:
+		f, err := os.Open(in.Path)
+		if err != nil {
+			return nil, nil, err
+		}
+		i.source = f
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			// A file that grows meanwhile keeps the size that size() told.
+			i.source, i.known = io.LimitReader(f, st.Size()), st.Size()
+		}
+		return i, func() { _ = f.Close() }, nil
+	default:
+		i.source = stdin
+		if stdin == nil {
+			i.source, i.known = bytes.NewReader(nil), 0
+		}
+	}
+	return i, func() {}, nil
+}
+
+// pump moves the source's data into the channel until its end or until over is
+// closed. A read that blocks outlives the run.
+func pump(source io.Reader, out chan<- chunk, over <-chan struct{}) {
+	for {
+		data := make([]byte, inputChunk)
+		n, err := source.Read(data)
+		select {
+		case out <- chunk{data[:n], err}:
+		case <-over:
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// fill waits for more data. It reports whether there may be some; if not, i.err
+// or the returned code says why.
+func (i *input) fill(s *session) (bool, int32) {
+	if i.err != nil {
+		return false, 0
+	}
+	if i.known > i.limit {
+		i.err = errInputLimit
+		return false, 0
+	}
+	if i.chunks == nil {
+		i.chunks = make(chan chunk)
+		go pump(i.source, i.chunks, s.over)
+	}
+	var c chunk
+	select {
+	case c = <-i.chunks:
+	case <-s.draining:
+		return false, s.fail(codeCanceled, detail{Reason: "the run is being ended"})
+	case <-s.over: // the guest does not see the code
+		return false, s.fail(codeDeadline, detail{Reason: "the run's time is over"})
+	}
+	i.err = c.err
+	if i.total += int64(len(c.data)); i.total > i.limit {
+		i.err = errInputLimit
+	}
+	if !i.keep && i.pos == len(i.buf) {
+		i.buf, i.pos = c.data, 0
+	} else {
+		i.buf = append(i.buf, c.data...)
+	}
+	return true, 0
+}
+
+// ended turns the end of the source into a code: 0 for a proper end.
+func (i *input) ended(s *session) int32 {
+	switch {
+	case errors.Is(i.err, io.EOF):
+		return 0
+	case errors.Is(i.err, errInputLimit):
+		return s.fail(codeLimit, detail{Reason: i.err.Error()})
+	}
+	return s.fail(codeUnavailable, detail{Reason: "the input cannot be read"})
+}
+
+// read copies what there is into p, waiting for the first byte.
+func (i *input) read(s *session, p []byte) int32 {
+	if len(p) == 0 {
+		return 0
+	}
+	for i.pos == len(i.buf) || errors.Is(i.err, errInputLimit) {
+		if more, code := i.fill(s); code != 0 {
+			return code
+		} else if !more {
+			return i.ended(s)
+		}
+	}
+	n := copy(p, i.buf[i.pos:])
+	i.pos += n
+	return int32(n)
+}
+
+// size returns the total size or a code.
+func (i *input) size(s *session) int64 {
+	switch {
+	case i.known >= 0:
+		return i.known
+	case errors.Is(i.err, io.EOF):
+		return i.total
+	}
+	return int64(s.fail(codeUnsupported, detail{Reason: "the input's size is known at its end only", Hint: "call read_input first, or read until 0"}))
+}
+
+// slurp reads to the end and returns the total size or a code.
+func (i *input) slurp(s *session) int32 {
+	for i.err == nil {
+		// Everything must stay: what was not read yet is still to be.
+		keep := i.keep
+		i.keep = true
+		_, code := i.fill(s)
+		i.keep = keep
+		if code != 0 {
+			return code
+		}
+	}
+	if code := i.ended(s); code != 0 {
+		return code
+	}
+	return int32(i.total)
+}

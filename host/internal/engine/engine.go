@@ -1,0 +1,549 @@
+package engine
+
+/*
+#include <stdlib.h>
+#include "engine.h"
+*/
+import "C"
+
+import (
+	"errors"
+	"math"
+	"runtime/cgo"
+	"strings"
+	"sync"
+	"unsafe"
+
+	// Brings libwasmtime itself and the flags to link it.
+	_ "github.com/bytecodealliance/wasmtime-go/v39"
+)
+
+// Version is libwasmtime's.
+const Version = C.MT_WASMTIME_VERSION
+
+// Config describes the settings that [New] makes, for cache keys: whoever
+// changes one of them changes this text.
+const Config = "cranelift,speed,epoch,signals,no-unwind,reserve=4096M,guard=32M,fixed,no-cow;" +
+	"multi-value,bulk,reftypes,simd,tail-call"
+
+// Engine holds the configuration; one serves a whole process.
+type Engine struct{ p *C.wasm_engine_t }
+
+// New makes an engine whose guests may use stack bytes of stack.
+func New(stack int) *Engine { return &Engine{C.mt_engine_new(C.size_t(stack))} }
+
+// Compile turns a WASM module into native code for this machine. The error says
+// why the engine refuses the module.
+func (e *Engine) Compile(wasm []byte) ([]byte, error) {
+	var out C.wasm_byte_vec_t
+	if err := C.mt_compile(e.p, (*C.uint8_t)(unsafe.SliceData(wasm)), C.size_t(len(wasm)), &out); err != nil {
+		return nil, failed(err)
+	}
+	defer C.wasm_byte_vec_delete(&out)
+	if uint64(out.size) > math.MaxInt32 {
+		return nil, errors.New("the compiled module is over 2 GiB")
+	}
+	return C.GoBytes(unsafe.Pointer(out.data), C.int(out.size)), nil
+}
+
+// Validate says why the engine refuses the module, or nil.
+func (e *Engine) Validate(wasm []byte) error {
+	if err := C.wasmtime_module_validate(e.p, (*C.uint8_t)(unsafe.SliceData(wasm)), C.size_t(len(wasm))); err != nil {
+		return failed(err)
+	}
+	return nil
+}
+
+// Load maps a compiled module into memory. The file must stay unchanged while
+// the module lives.
+func (e *Engine) Load(path string) (*Module, error) {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	m := &Module{e: e}
+	if err := C.wasmtime_module_deserialize_file(e.p, name, &m.p); err != nil {
+		return nil, failed(err)
+	}
+	C.wasmtime_module_imports(m.p, &m.imports)
+	return m, nil
+}
+
+// Module is a loaded module.
+type Module struct {
+	e       *Engine
+	p       *C.wasmtime_module_t
+	imports C.wasm_importtype_vec_t
+}
+
+// Import is one import of a module. Types are bytes of the binary format.
+type Import struct {
+	Module, Name    string
+	Func            bool
+	Params, Results []byte
+}
+
+// Imports lists what the module imports, in its order.
+func (m *Module) Imports() []Import {
+	list := make([]Import, m.imports.size)
+	var im C.mt_import
+	for i := range list {
+		C.mt_import_at(&m.imports, C.size_t(i), &im)
+		list[i] = Import{
+			Module:  C.GoStringN(im.module, C.int(im.module_len)),
+			Name:    C.GoStringN(im.name, C.int(im.name_len)),
+			Func:    im.is_func != 0,
+			Params:  types(im.params[:], int(im.nparams)),
+			Results: types(im.results[:], int(im.nresults)),
+		}
+	}
+	return list
+}
+
+// types turns the library's kinds into the binary format's. A list too long to
+// be reported becomes one that no host function has.
+func types(kinds []C.wasm_valkind_t, n int) []byte {
+	out := make([]byte, n)
+	for i := range out {
+		if i < len(kinds) && kinds[i] <= 3 {
+			out[i] = 0x7f - byte(kinds[i])
+		}
+	}
+	return out
+}
+
+// Exports names the functions and the globals that the module exports.
+func (m *Module) Exports() (funcs, globals []string) {
+	var exports C.wasm_exporttype_vec_t
+	C.wasmtime_module_exports(m.p, &exports)
+	defer C.wasm_exporttype_vec_delete(&exports)
+	for i := range int(exports.size) {
+		var data *C.char
+		var n C.size_t
+		kind := C.mt_export_at(&exports, C.size_t(i), &data, &n)
+		switch name := C.GoStringN(data, C.int(n)); kind {
+		case C.MT_WASM_EXTERN_FUNC:
+			funcs = append(funcs, name)
+		case C.MT_WASM_EXTERN_GLOBAL:
+			globals = append(globals, name)
+		}
+	}
+	return funcs, globals
+}
+
+// Close frees the module; its runs must be closed before.
+func (m *Module) Close() {
+	C.wasm_importtype_vec_delete(&m.imports)
+	C.wasmtime_module_delete(m.p)
+}
+
+// Value is a parameter or result of a host function.
+type Value struct{ bits [2]uint64 }
+
+// U32 reads an i32.
+func (v *Value) U32() uint32 { return uint32(v.bits[0]) }
+
+// I32 reads an i32 as signed.
+func (v *Value) I32() int32 { return int32(v.bits[0]) }
+
+// F64 reads an f64.
+func (v *Value) F64() float64 { return math.Float64frombits(v.bits[0]) }
+
+// SetI32 makes it an i32.
+func (v *Value) SetI32(x int32) { v.bits[0] = uint64(uint32(x)) }
+
+// SetI64 makes it an i64.
+func (v *Value) SetI64(x int64) { v.bits[0] = uint64(x) }
+
+// SetF64 makes it an f64.
+func (v *Value) SetF64(x float64) { v.bits[0] = math.Float64bits(x) }
+
+// Host receives what a guest asks for, on the thread that runs the guest.
+type Host interface {
+	// Call serves the host function with that number. values holds the
+	// parameters and takes the result at index 0; memory is the guest's, valid
+	// until guest code runs again. False traps.
+	Call(number int, values []Value, memory []byte) bool
+	// Write takes what the guest writes to WASI's stdout (1) or stderr (2); it
+	// returns a negated errno if it does not take all of it.
+	Write(fd int, data []byte) int
+}
+
+// WASI configures WASI preview 1 for a run.
+type WASI struct {
+	Args     []string
+	Env      []string
+	Preopens []Preopen
+	// StdinFile is a file to read from, InheritStdin the process's own stdin;
+	// with neither StdinData is all there is.
+	StdinFile    string
+	InheritStdin bool
+	StdinData    []byte
+	// InheritStdout and InheritStderr bypass [Host.Write], so that the guest
+	// sees a terminal where there is one.
+	InheritStdout, InheritStderr bool
+}
+
+// Preopen is a directory the guest may use.
+type Preopen struct {
+	Host, Guest string
+	ReadOnly    bool
+}
+
+// RunConfig configures a run.
+type RunConfig struct {
+	// MemoryBytes bounds the linear memory, TableElements each table.
+	MemoryBytes   int64
+	TableElements int64
+	// Numbers has the host function's number for each import, or [UseWASI].
+	Numbers []int
+	Host    Host
+	// WASI may be nil when no import uses it.
+	WASI *WASI
+}
+
+// UseWASI links an import to the engine's own WASI.
+const UseWASI = -1
+
+// Run is one instance with a store of its own. Its methods belong to one
+// goroutine, [Run.Stop] excepted.
+type Run struct {
+	m      *Module
+	host   Host
+	handle cgo.Handle
+	panics any
+
+	mu sync.Mutex // guards p against Stop after Close
+	p  *C.mt_run
+}
+
+// NewRun prepares a run; no guest code runs yet.
+func (m *Module) NewRun(c RunConfig) (*Run, error) {
+	if len(c.Numbers) != int(m.imports.size) {
+		return nil, errors.New("a number for every import is needed")
+	}
+	if c.MemoryBytes < 0 {
+		return nil, errors.New("negative memory limit")
+	}
+	r := &Run{m: m, host: c.Host}
+	r.handle = cgo.NewHandle(r)
+	r.p = C.mt_run_new(m.e.p, C.uintptr_t(r.handle), C.size_t(c.MemoryBytes), C.int64_t(c.TableElements), m.imports.size)
+	if r.p == nil {
+		r.handle.Delete()
+		return nil, errors.New("out of memory")
+	}
+	if err := r.link(c); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Run) link(c RunConfig) error {
+	if c.WASI != nil {
+		config, err := r.wasi(c.WASI)
+		if err != nil {
+			return err
+		}
+		if err := C.mt_run_wasi(r.p, config); err != nil {
+			return failed(err)
+		}
+	}
+	for i, number := range c.Numbers {
+		switch {
+		case number != UseWASI:
+			C.mt_run_import_host(r.p, &r.m.imports, C.size_t(i), C.int(number))
+		case C.mt_run_import_wasi(r.p, &r.m.imports, C.size_t(i)) == 0:
+			return errors.New("the engine's WASI lacks an import")
+		}
+	}
+	return nil
+}
+
+func (r *Run) wasi(w *WASI) (*C.wasi_config_t, error) {
+	config := C.wasi_config_new()
+	if err := r.fillWASI(config, w); err != nil {
+		C.wasi_config_delete(config)
+		return nil, err
+	}
+	return config, nil
+}
+
+func (r *Run) fillWASI(config *C.wasi_config_t, w *WASI) error {
+	args, free, err := cStrings(w.Args)
+	defer free()
+	if err != nil {
+		return errors.New("an argument holds a NUL byte")
+	}
+	if len(args) > 0 && !bool(C.wasi_config_set_argv(config, C.size_t(len(args)), &args[0])) {
+		return errors.New("an argument is not UTF-8")
+	}
+	var names, values []string
+	for _, kv := range w.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		names, values = append(names, name), append(values, value)
+	}
+	cNames, free, err := cStrings(names)
+	defer free()
+	cValues, freeValues, err2 := cStrings(values)
+	defer freeValues()
+	if err != nil || err2 != nil {
+		return errors.New("an environment variable holds a NUL byte")
+	}
+	if len(names) > 0 && !bool(C.wasi_config_set_env(config, C.size_t(len(names)), &cNames[0], &cValues[0])) {
+		return errors.New("an environment variable is not UTF-8")
+	}
+	for _, p := range w.Preopens {
+		if err := preopen(config, p); err != nil {
+			return err
+		}
+	}
+	switch {
+	case w.StdinFile != "":
+		names, free, err := cStrings([]string{w.StdinFile})
+		defer free()
+		if err != nil || !bool(C.wasi_config_set_stdin_file(config, names[0])) {
+			return errors.New("cannot open the input " + w.StdinFile)
+		}
+	case w.InheritStdin:
+		C.wasi_config_inherit_stdin(config)
+	default:
+		var data C.wasm_byte_vec_t
+		C.wasm_byte_vec_new(&data, C.size_t(len(w.StdinData)), (*C.wasm_byte_t)(unsafe.Pointer(unsafe.SliceData(w.StdinData))))
+		C.wasi_config_set_stdin_bytes(config, &data)
+	}
+	C.mt_wasi_outputs(config, C.uintptr_t(r.handle), cBool(!w.InheritStdout), cBool(!w.InheritStderr))
+	return nil
+}
+
+func preopen(config *C.wasi_config_t, p Preopen) error {
+	paths, free, err := cStrings([]string{p.Host, p.Guest})
+	defer free()
+	if err != nil {
+		return errors.New("a directory's name holds a NUL byte")
+	}
+	dir, file := C.size_t(C.MT_DIR_PERMS_READ), C.size_t(C.MT_FILE_PERMS_READ)
+	if !p.ReadOnly {
+		dir |= C.MT_DIR_PERMS_WRITE
+		file |= C.MT_FILE_PERMS_WRITE
+	}
+	if !bool(C.wasi_config_preopen_dir(config, paths[0], paths[1], dir, file)) {
+		return errors.New("cannot open the directory " + p.Host)
+	}
+	return nil
+}
+
+// Instantiate makes the instance, which runs the module's start function if it
+// has one. A guest's failure is a [*Failure].
+func (r *Run) Instantiate() error {
+	var f C.mt_failure
+	code := C.mt_run_instantiate(r.p, r.m.p, &f)
+	r.rethrow()
+	if code != 0 {
+		return failure(&f)
+	}
+	return nil
+}
+
+// ErrNoExport says that a module does not export a function.
+var ErrNoExport = errors.New("no such function is exported")
+
+// Call runs an exported function that takes arg (none if nil) and returns an
+// i32 if result is not nil. A guest's failure is a [*Failure].
+func (r *Run) Call(name string, arg, result *int32) error {
+	var f C.mt_failure
+	var in, out C.int32_t
+	var pin, pout *C.int32_t
+	if arg != nil {
+		in = C.int32_t(*arg)
+		pin = &in
+	}
+	if result != nil {
+		pout = &out
+	}
+	code := C.mt_run_call(r.p, (*C.char)(unsafe.Pointer(unsafe.StringData(name))), C.size_t(len(name)), pin, pout, &f)
+	r.rethrow()
+	switch {
+	case code > 0:
+		return ErrNoExport
+	case code < 0:
+		return failure(&f)
+	case result != nil:
+		*result = int32(out)
+	}
+	return nil
+}
+
+// rethrow continues a panic of the host in the goroutine that started the
+// guest: it must not unwind through the engine's frames.
+func (r *Run) rethrow() {
+	if p := r.panics; p != nil {
+		r.panics = nil
+		panic(p)
+	}
+}
+
+// Global reads an exported i32 or i64 global.
+func (r *Run) Global(name string) (int64, bool) {
+	var v C.int64_t
+	ok := C.mt_run_global(r.p, (*C.char)(unsafe.Pointer(unsafe.StringData(name))), C.size_t(len(name)), &v)
+	return int64(v), ok != 0
+}
+
+// Memory is the guest's memory as it is now.
+func (r *Run) Memory() []byte {
+	var n C.size_t
+	return memory(C.mt_run_memory(r.p, &n), n)
+}
+
+func memory(base *C.uint8_t, n C.size_t) []byte {
+	if base == nil {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(base)), int(n))
+}
+
+// Stop interrupts the guest code. Any goroutine may call it, at any time.
+func (r *Run) Stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.p != nil {
+		C.mt_run_stop(r.p)
+	}
+}
+
+// MemoryRefused reports whether the guest was ever refused memory.
+func (r *Run) MemoryRefused() bool { return C.mt_run_refused(r.p) != 0 }
+
+// Close frees the run.
+func (r *Run) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	C.mt_run_delete(r.p)
+	r.p = nil
+	r.handle.Delete()
+}
+
+// Trap is the engine's code for why guest code cannot go on.
+type Trap int
+
+// The traps that the enabled features can raise. NoTrap is a failure that the
+// engine did not raise itself: the host's, or an interruption.
+const (
+	NoTrap              Trap = -1
+	StackOverflow       Trap = 0
+	MemoryOutOfBounds   Trap = 1
+	TableOutOfBounds    Trap = 3
+	IndirectCallToNull  Trap = 4
+	BadSignature        Trap = 5
+	IntegerOverflow     Trap = 6
+	DivisionByZero      Trap = 7
+	BadConversion       Trap = 8
+	UnreachableExecuted Trap = 9
+	Interrupted         Trap = 10
+)
+
+// Failure is why a guest's code ended early.
+type Failure struct {
+	Trap Trap
+	// Function is the guest function's name as the module gives it, Index its
+	// index; HasFrame says whether they are known.
+	HasFrame bool
+	Function string
+	Index    uint32
+	// Message is the engine's own text.
+	Message string
+}
+
+func (f *Failure) Error() string { return f.Message }
+
+func failure(f *C.mt_failure) *Failure {
+	defer C.free(unsafe.Pointer(f.func_name))
+	defer C.free(unsafe.Pointer(f.message))
+	return &Failure{
+		Trap:     Trap(f.code),
+		HasFrame: f.has_frame != 0,
+		Function: C.GoStringN(f.func_name, C.int(f.func_name_len)),
+		Index:    uint32(f.func_index),
+		Message:  innermost(C.GoStringN(f.message, C.int(f.message_len))),
+	}
+}
+
+// failed takes the library's error over.
+func failed(err *C.wasmtime_error_t) error {
+	var n C.size_t
+	text := C.mt_error_text(err, &n)
+	defer C.free(unsafe.Pointer(text))
+	return errors.New(innermost(C.GoStringN(text, C.int(n))))
+}
+
+// innermost picks the last cause out of the library's report, whose other lines
+// are a stack trace and what led there.
+func innermost(report string) string {
+	report, _, _ = strings.Cut(report, "\n\nStack backtrace:\n")
+	head, causes, found := strings.Cut(report, "\n\nCaused by:\n")
+	if !found {
+		head, _, _ = strings.Cut(head, "\n")
+		return head
+	}
+	var parts []string
+	for line := range strings.SplitSeq(causes, "\n") {
+		line = strings.TrimSpace(line)
+		if n, rest, ok := strings.Cut(line, ": "); ok && len(n) <= 2 && n != "" && n[0] >= '0' && n[0] <= '9' {
+			line = rest
+			parts = parts[:0]
+		}
+		if line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.Join(parts, " ")
+}
+
+func cStrings(list []string) ([]*C.char, func(), error) {
+	out := make([]*C.char, 0, len(list))
+	free := func() {
+		for _, p := range out {
+			C.free(unsafe.Pointer(p))
+		}
+	}
+	for _, s := range list {
+		if strings.ContainsRune(s, 0) {
+			return nil, free, errors.New("NUL byte")
+		}
+		out = append(out, C.CString(s))
+	}
+	return out, free, nil
+}
+
+func cBool(b bool) C.int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+//export goHostCall
+func goHostCall(handle C.uintptr_t, number C.int, values *C.wasmtime_val_raw_t, n C.size_t, base *C.uint8_t, size C.size_t) (trap C.int) {
+	r := cgo.Handle(handle).Value().(*Run)
+	defer func() {
+		if p := recover(); p != nil {
+			r.panics = p
+			trap = 1
+		}
+	}()
+	if r.host.Call(int(number), unsafe.Slice((*Value)(unsafe.Pointer(values)), int(n)), memory(base, size)) {
+		return 0
+	}
+	return 1
+}
+
+//export goWrite
+func goWrite(handle C.uintptr_t, fd C.int, data unsafe.Pointer, n C.size_t) (wrote C.ptrdiff_t) {
+	r := cgo.Handle(handle).Value().(*Run)
+	defer func() {
+		if p := recover(); p != nil {
+			r.panics = p
+			wrote = -5 // EIO
+		}
+	}()
+	return C.ptrdiff_t(r.host.Write(int(fd), unsafe.Slice((*byte)(data), int(n))))
+}

@@ -1,0 +1,130 @@
+package host
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/mentatlab/mentat/internal/hostdoc"
+	"github.com/mentatlab/mentat/internal/limits"
+)
+
+// Log levels, numbered as the ABI numbers them.
+const (
+	levelTrace = iota
+	levelDebug
+	levelInfo
+	levelWarn
+	levelError
+)
+
+var levelNames = [...]string{"trace", "debug", "info", "warn", "error"}
+
+// logger writes one line per message to stderr: text for people or JSON.
+type logger struct {
+	w     io.Writer
+	json  bool
+	agent string
+	run   string
+
+	mu sync.Mutex
+}
+
+// Sources of log lines.
+const (
+	fromHost  = "host"
+	fromAgent = "agent"
+)
+
+type logLine struct {
+	Time     time.Time        `json:"time"`
+	Level    string           `json:"level"`
+	Source   string           `json:"source"`
+	Agent    string           `json:"agent,omitempty"`
+	Instance string           `json:"instance,omitempty"`
+	Message  string           `json:"msg"`
+	Exports  map[string]int64 `json:"exports,omitempty"`
+}
+
+func newLogger(w io.Writer, doc *hostdoc.Document) *logger {
+	return &logger{w: w, json: doc.LogFormat != "text", agent: doc.Agent.ID, run: doc.Instance}
+}
+
+func (l *logger) log(level int, source, message string) {
+	l.write(logLine{Level: levelNames[level], Source: source, Message: message})
+}
+
+// exports tells the module's metadata. People at a terminal did not ask for it.
+func (l *logger) exports(globals map[string]int64) {
+	if l.json && len(globals) > 0 {
+		l.write(logLine{Level: levelNames[levelDebug], Source: fromHost, Message: "the module's metadata", Exports: globals})
+	}
+}
+
+func (l *logger) write(line logLine) {
+	line.Message = capped(strings.ToValidUTF8(line.Message, "\uFFFD"))
+	line.Time = time.Now().UTC().Truncate(time.Millisecond)
+	var b bytes.Buffer
+	if l.json {
+		line.Agent, line.Instance = l.agent, l.run
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false)
+		// The line holds nothing that JSON cannot say.
+		_ = enc.Encode(line)
+	} else {
+		who := "mentat"
+		if line.Source == fromAgent {
+			who = l.agent
+		}
+		fmt.Fprintf(&b, "%-5s %s: %s\n", line.Level, escape(who), escape(line.Message))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// When stderr is gone there is nobody left to tell.
+	_, _ = l.w.Write(b.Bytes())
+}
+
+// capped cuts a line that is too long and says so.
+func capped(s string) string {
+	if len(s) <= limits.LogLineBytes {
+		return s
+	}
+	cut := limits.LogLineBytes
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return fmt.Sprintf("%s … (%d bytes more)", s[:cut], len(s)-cut)
+}
+
+// escape makes control characters visible, so that a guest can neither forge a
+// line nor drive a terminal.
+func escape(s string) string {
+	control := func(r rune) bool {
+		return r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == '\u2028' || r == '\u2029' ||
+			(r >= '\u202a' && r <= '\u202e') || (r >= '\u2066' && r <= '\u2069')
+	}
+	if strings.IndexFunc(s, control) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case r == '\n':
+			b.WriteString(`\n`)
+		case r == '\r':
+			b.WriteString(`\r`)
+		case r == '\t':
+			b.WriteString(`\t`)
+		case control(r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
