@@ -1,0 +1,168 @@
+package fetch
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rogpeppe/go-internal/lockedfile"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/verifier"
+)
+
+const (
+	// refreshEvery is how old a fetched list gets before it is fetched again,
+	// even if it counts for longer: revoking publishes a new one at once.
+	refreshEvery = time.Hour
+	// requestTimeout bounds one request of the default client.
+	requestTimeout = 5 * time.Second
+	maxRedirects   = 3
+	lockFile       = ".lock"
+)
+
+// Refresh fetches the revocation lists of the policy that are due, or all with
+// force, and writes their indexes into cfg.State. A nil policy needs none. A nil
+// client is one with short time-outs. It returns the joined errors of the
+// sources that failed: [fault.Unavailable] for a server, [fault.RevocationUnknown]
+// for a list that cannot be used, [fault.PolicyInvalid] for the configuration.
+func Refresh(ctx context.Context, p *verifier.Policy, cfg nodeconfig.Verify, client *http.Client, clock func() time.Time, force bool) error {
+	if p == nil || len(p.CRLs()) == 0 {
+		return nil
+	}
+	if client == nil {
+		client = newClient()
+	}
+	stores, err := verifier.LoadStores(cfg.Trust, p)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.State, 0o755); err != nil {
+		return fault.Wrap(err, fault.Internal, cfg.State, "cannot make the directory for revocation data")
+	}
+	r := refresher{client: client, state: cfg.State, now: clock(), force: force}
+	sources := p.CRLs()
+	errs := make([]error, len(sources))
+	var wg sync.WaitGroup
+	for i, src := range sources {
+		wg.Go(func() { errs[i] = r.source(ctx, src, stores) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+type refresher struct {
+	client *http.Client
+	state  string
+	now    time.Time
+	force  bool
+}
+
+func (r refresher) source(ctx context.Context, src verifier.CRLSource, stores map[string]*verifier.Store) error {
+	issuers, err := src.Issuers(stores)
+	if err != nil || len(issuers) == 0 {
+		return err // a file whose issuer only a chain can show is read at the gate
+	}
+	if !r.anyDue(src, issuers) {
+		return nil
+	}
+	if src.File != "" {
+		return r.store(issuers, func(issuer *x509.Certificate) (*verifier.CRLIndex, error) {
+			return verifier.CompileFile(src.File, issuer, r.now)
+		})
+	}
+	data, err := r.get(ctx, src.URL)
+	if err != nil {
+		return err
+	}
+	return r.store(issuers, func(issuer *x509.Certificate) (*verifier.CRLIndex, error) {
+		return verifier.CompileCRL(data, issuer, verifier.CRLOrigin{URL: src.URL, Fetched: r.now.UTC()}, r.now)
+	})
+}
+
+// anyDue tells whether an index is missing, damaged, or old.
+func (r refresher) anyDue(src verifier.CRLSource, issuers []*x509.Certificate) bool {
+	for _, issuer := range issuers {
+		ix, err := verifier.LoadIndex(r.state, issuer)
+		if r.force || err != nil || ix == nil || due(ix, src, r.now) {
+			return true
+		}
+	}
+	return false
+}
+
+func due(ix *verifier.CRLIndex, src verifier.CRLSource, now time.Time) bool {
+	if src.File != "" {
+		return !ix.Current(src.File)
+	}
+	origin := ix.Origin()
+	if origin.URL != src.URL || origin.Fetched.After(now) {
+		return true
+	}
+	// A short-lived list is fetched anew at half its life.
+	half := ix.ThisUpdate().Add(ix.NextUpdate().Sub(ix.ThisUpdate()) / 2)
+	return !now.Before(origin.Fetched.Add(refreshEvery)) || origin.Fetched.Before(half) && !now.Before(half) || now.After(ix.NextUpdate())
+}
+
+// store compiles a list for the issuer that signed it and writes the index.
+// Several roots of one name are rare, and only one of them signed.
+func (r refresher) store(issuers []*x509.Certificate, compile func(*x509.Certificate) (*verifier.CRLIndex, error)) error {
+	unlock, err := lockedfile.MutexAt(filepath.Join(r.state, lockFile)).Lock()
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, r.state, "cannot lock the revocation data")
+	}
+	defer unlock()
+	var errs []error
+	for _, issuer := range issuers {
+		ix, err := compile(issuer)
+		if err == nil {
+			return verifier.StoreIndex(r.state, issuer, ix)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (r refresher) get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.PolicyInvalid, url, "is no address")
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Unavailable, url, "cannot fetch the revocation list")
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fault.New(fault.Unavailable, url, "cannot fetch the revocation list: the server says %s", resp.Status)
+	}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, limits.CRLBytes+1))
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Unavailable, url, "the revocation list breaks off")
+	}
+	if len(data) > limits.CRLBytes {
+		return nil, fault.New(fault.RevocationUnknown, url, "the revocation list is over %d bytes", limits.CRLBytes)
+	}
+	return data, nil
+}
+
+func newClient() *http.Client {
+	return &http.Client{
+		Timeout: requestTimeout,
+		CheckRedirect: func(_ *http.Request, via []*http.Request) error {
+			if len(via) > maxRedirects {
+				return fmt.Errorf("more than %d redirects", maxRedirects)
+			}
+			return nil
+		},
+	}
+}

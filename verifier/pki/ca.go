@@ -1,0 +1,608 @@
+package pki
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net/mail"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corex509 "github.com/notaryproject/notation-core-go/x509"
+	"github.com/rogpeppe/go-internal/lockedfile"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/verifier/internal/atomicfile"
+)
+
+// Files of a CA, relative to its directory.
+const (
+	RootCert  = "root.crt"
+	RootKey   = "root.key"
+	AgentCert = "agent-ca.crt"
+	AgentKey  = "agent-ca.key"
+	RootCRL   = "crl/root.crl"
+	AgentCRL  = "crl/agent.crl"
+
+	infoFile = "ca.json"
+	logFile  = "log.jsonl"
+	lockFile = ".lock"
+)
+
+// Validity periods of specification §2.4, and of revocation lists.
+const (
+	day           = 24 * time.Hour
+	rootYears     = 10
+	agentYears    = 5
+	leafYears     = 1
+	rootCRLLife   = 180 * day
+	agentCRLLife  = day
+	maxCRLLife    = 366 * day
+	infoVersion   = 1
+	maxLogBytes   = 256 * limits.MiB
+	backdate      = 5 * time.Minute // for nodes whose clocks are behind
+	maxFieldBytes = 64              // RFC 5280's bound on organization and common names
+)
+
+// InitOptions say what CA to make. Only Now is required.
+type InitOptions struct {
+	// Org and Country stand in every subject; the defaults are MentatLab, US.
+	Org, Country string
+	// CRLURL is the http or https address under which the files of crl/ will be
+	// published; certificates then name their list there. Empty: they name
+	// none, and every node's policy must name the lists.
+	CRLURL string
+	// Passphrase encrypts the root key. Without one it lies open.
+	Passphrase []byte
+	// Now is when the CA begins.
+	Now time.Time
+	// AgentCRLLife is how long a list of the agent CA counts; default one day.
+	AgentCRLLife time.Duration
+	// RootKey and AgentKey are used instead of new keys, which are then not
+	// written: they live elsewhere.
+	RootKey, AgentKey crypto.Signer
+}
+
+// OpenOptions say how a CA's keys are reached. The zero value reads key files
+// that are not encrypted.
+type OpenOptions struct {
+	Passphrase Passphrase
+	// RootKey and AgentKey are used instead of the key files.
+	RootKey, AgentKey crypto.Signer
+}
+
+// CA is a certificate authority on disk. Its methods may be called by several
+// processes at once.
+type CA struct {
+	dir         string
+	info        info
+	root, agent *x509.Certificate
+	keys        OpenOptions
+}
+
+type info struct {
+	Version      int    `json:"version"`
+	Org          string `json:"organization"`
+	Country      string `json:"country"`
+	CRLURL       string `json:"crl_url,omitempty"`
+	AgentCRLLife string `json:"agent_crl_life"`
+}
+
+func (i info) agentCRLLife() (time.Duration, error) {
+	d, err := time.ParseDuration(i.AgentCRLLife)
+	if err != nil || d <= 0 || d > maxCRLLife {
+		return 0, fault.New(fault.Usage, infoFile, "agent_crl_life %q is not a duration between 0 and %s", i.AgentCRLLife, maxCRLLife)
+	}
+	return d, nil
+}
+
+// crlURL is where a list is published, nil if nowhere.
+func (i info) crlURL(file string) []string {
+	if i.CRLURL == "" {
+		return nil
+	}
+	return []string{strings.TrimSuffix(i.CRLURL, "/") + "/" + filepath.Base(file)}
+}
+
+// Init makes a CA in dir, with the first list of each authority. The directory
+// must not exist or be empty; else the reason is [fault.Exists].
+func Init(dir string, o InitOptions) (*CA, error) {
+	i := info{Version: infoVersion, Org: o.Org, Country: o.Country, CRLURL: o.CRLURL, AgentCRLLife: o.AgentCRLLife.String()}
+	if i.Org == "" {
+		i.Org = "MentatLab"
+	}
+	if i.Country == "" {
+		i.Country = "US"
+	}
+	if o.AgentCRLLife == 0 {
+		i.AgentCRLLife = agentCRLLife.String()
+	}
+	if err := checkInit(i, o); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	switch {
+	case len(entries) > 0:
+		return nil, fault.New(fault.Exists, dir, "is not empty").WithHint("a CA is never overwritten: choose another directory")
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, fault.Wrap(err, fault.Exists, dir, "cannot be used for a CA")
+	}
+	// The CA is made beside its place and moved there: half a CA would be worse
+	// than none.
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, dir, "cannot be used for a CA")
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, fault.Wrap(err, fault.AccessDenied, dir, "cannot make the directory")
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".*")
+	if err != nil {
+		return nil, fault.Wrap(err, fault.AccessDenied, dir, "cannot make the directory")
+	}
+	ca, err := build(temp, i, o)
+	if err == nil {
+		err = move(temp, dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(temp))
+	}
+	ca.dir = dir
+	return ca, nil
+}
+
+func checkInit(i info, o InitOptions) error {
+	if len(i.Org) > maxFieldBytes-len(" Agent CA") || fault.OneLine(i.Org) != i.Org {
+		return fault.New(fault.Usage, "organization", "%q is too long or not one line", i.Org)
+	}
+	if len(i.Country) != 2 || i.Country != strings.ToUpper(i.Country) {
+		return fault.New(fault.Usage, "country", "%q is not a code of two capital letters", i.Country)
+	}
+	if i.CRLURL != "" {
+		u, err := url.Parse(i.CRLURL)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+			return fault.New(fault.Usage, "CRL address", "%q is not an http or https URL of a directory", i.CRLURL)
+		}
+	}
+	if o.Now.IsZero() {
+		return fault.New(fault.Internal, "pki init", "has no clock")
+	}
+	_, err := i.agentCRLLife()
+	return err
+}
+
+// build fills dir, which is ours alone.
+func build(dir string, i info, o InitOptions) (*CA, error) {
+	ca := &CA{dir: dir, info: i, keys: OpenOptions{RootKey: o.RootKey, AgentKey: o.AgentKey}}
+	if err := os.Mkdir(filepath.Join(dir, "crl"), 0o755); err != nil {
+		return nil, fault.Wrap(err, fault.AccessDenied, dir, "cannot make the directory")
+	}
+	var err error
+	if ca.keys.RootKey == nil {
+		if ca.keys.RootKey, err = ca.newKeyFile(RootKey, rootBits, o.Passphrase); err != nil {
+			return nil, err
+		}
+	}
+	if ca.keys.AgentKey == nil {
+		if ca.keys.AgentKey, err = ca.newKeyFile(AgentKey, agentBits, nil); err != nil {
+			return nil, err
+		}
+	}
+	if err := ca.makeAuthorities(o.Now); err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(i, "", "  ")
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, infoFile, "cannot encode")
+	}
+	for name, data := range map[string][]byte{
+		infoFile:  append(text, '\n'),
+		RootCert:  encodeCert(ca.root),
+		AgentCert: encodeCert(ca.agent),
+	} {
+		if err := ca.create(name, data, 0o644); err != nil {
+			return nil, err
+		}
+	}
+	if err := ca.appendLog(event{Event: issued, Time: o.Now, Record: record(ca.agent)}); err != nil {
+		return nil, err
+	}
+	if err := ca.RenewRootCRL(o.Now); err != nil {
+		return nil, err
+	}
+	if err := ca.RenewCRL(o.Now); err != nil {
+		return nil, err
+	}
+	return ca, nil
+}
+
+func (ca *CA) makeAuthorities(now time.Time) error {
+	i := ca.info
+	var err error
+	ca.root, err = ca.certify(&x509.Certificate{
+		Subject:               i.name(i.Org + " Root CA"),
+		NotAfter:              now.AddDate(rootYears, 0, 0),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLen:            1,
+	}, nil, ca.keys.RootKey.Public(), ca.keys.RootKey, now)
+	if err != nil {
+		return err
+	}
+	// No extended key usage: it would narrow what the leaves may say, and
+	// readers disagree about what it means on a CA.
+	ca.agent, err = ca.certify(&x509.Certificate{
+		Subject:               i.name(i.Org + " Agent CA"),
+		NotAfter:              now.AddDate(agentYears, 0, 0),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+		CRLDistributionPoints: i.crlURL(RootCRL),
+	}, ca.root, ca.keys.AgentKey.Public(), ca.keys.RootKey, now)
+	return err
+}
+
+func (i info) name(cn string) pkix.Name {
+	return pkix.Name{CommonName: cn, Organization: []string{i.Org}, Country: []string{i.Country}}
+}
+
+// certify issues t for pub. A nil issuer makes it self-signed.
+func (ca *CA) certify(t, issuer *x509.Certificate, pub crypto.PublicKey, key crypto.Signer, now time.Time) (*x509.Certificate, error) {
+	var err error
+	if t.SerialNumber, err = newSerial(); err != nil {
+		return nil, err
+	}
+	if t.SubjectKeyId, err = keyID(pub); err != nil {
+		return nil, err
+	}
+	t.NotBefore = now.Add(-backdate)
+	if issuer == nil {
+		issuer = t
+	} else {
+		if t.NotBefore.Before(issuer.NotBefore) {
+			t.NotBefore = issuer.NotBefore
+		}
+		if t.NotAfter.After(issuer.NotAfter) {
+			t.NotAfter = issuer.NotAfter
+		}
+	}
+	if !t.NotAfter.After(now) {
+		return nil, fault.New(fault.OutsideValidity, issuer.Subject.String(), "has expired and issues nothing more")
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, issuer, pub, key)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, t.Subject.String(), "cannot issue the certificate")
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, t.Subject.String(), "cannot read the certificate just issued")
+	}
+	return c, nil
+}
+
+// Open opens the CA in dir. Keys are read when they are first needed. Reasons:
+// [fault.NotFound], [fault.ChainUntrusted] when its parts do not fit together.
+func Open(dir string, o OpenOptions) (*CA, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, dir, "is no CA directory")
+	}
+	ca := &CA{dir: dir, keys: o}
+	text, err := ca.read(infoFile, limits.PolicyBytes)
+	if err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&ca.info); err != nil || ca.info.Version != infoVersion {
+		return nil, fault.New(fault.Usage, ca.path(infoFile), "is malformed or of another version")
+	}
+	if _, err := ca.info.agentCRLLife(); err != nil {
+		return nil, err
+	}
+	if ca.root, err = ca.readCert(RootCert); err != nil {
+		return nil, err
+	}
+	if ca.agent, err = ca.readCert(AgentCert); err != nil {
+		return nil, err
+	}
+	if err := ca.agent.CheckSignatureFrom(ca.root); err != nil {
+		return nil, fault.Wrap(err, fault.ChainUntrusted, ca.path(AgentCert), "was not issued by %s", RootCert)
+	}
+	return ca, nil
+}
+
+// Dir is the CA's directory.
+func (ca *CA) Dir() string { return ca.dir }
+
+// Root is the root's certificate.
+func (ca *CA) Root() *x509.Certificate { return ca.root }
+
+// Agent is the agent CA's certificate.
+func (ca *CA) Agent() *x509.Certificate { return ca.agent }
+
+// Warnings are what its owner should know, one line each.
+func (ca *CA) Warnings() []string {
+	data, err := os.ReadFile(ca.path(RootKey))
+	if err != nil {
+		return nil
+	}
+	if block, _ := pem.Decode(data); block != nil && block.Type != pemEncryptedKey {
+		return []string{ca.path(RootKey) + " is not encrypted: move it off this machine, or make the CA with a passphrase"}
+	}
+	return nil
+}
+
+// LeafOptions say what a developer's certificate shall hold.
+type LeafOptions struct {
+	// Email identifies the developer; policies name it.
+	Email string
+	// Validity is at most a year, the default.
+	Validity time.Duration
+	Now      time.Time
+}
+
+// IssueLeaf issues a code signing certificate for the request's key and returns
+// the chain, leaf first, without the root. Nothing but the key is taken from the
+// request. Reasons: [fault.Usage], [fault.SignatureInvalid] for a request that
+// does not prove possession of its key.
+func (ca *CA) IssueLeaf(csr *x509.CertificateRequest, o LeafOptions) ([]*x509.Certificate, error) {
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fault.Wrap(err, fault.SignatureInvalid, "certificate request", "does not prove possession of its key")
+	}
+	if err := checkPublicKey(csr.PublicKey); err != nil {
+		return nil, err
+	}
+	email, err := normalEmail(o.Email)
+	if err != nil {
+		return nil, err
+	}
+	end := o.Now.AddDate(leafYears, 0, 0)
+	if o.Validity < 0 || o.Now.Add(o.Validity).After(end) {
+		return nil, fault.New(fault.Usage, "validity", "%s is not between 0 and a year", o.Validity)
+	}
+	if o.Validity > 0 {
+		end = o.Now.Add(o.Validity)
+	}
+	unlock, err := ca.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	key, err := ca.agentKey()
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := ca.certify(&x509.Certificate{
+		Subject:               ca.info.name(email),
+		NotAfter:              end,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+		BasicConstraintsValid: true,
+		EmailAddresses:        []string{email},
+		CRLDistributionPoints: ca.info.crlURL(AgentCRL),
+	}, ca.agent, csr.PublicKey, key, o.Now)
+	if err != nil {
+		return nil, err
+	}
+	if err := corex509.ValidateCodeSigningCertChain([]*x509.Certificate{leaf, ca.agent, ca.root}, &o.Now); err != nil {
+		return nil, fault.Wrap(err, fault.Internal, email, "the certificate just issued breaks the profile")
+	}
+	if err := ca.appendLog(event{Event: issued, Time: o.Now, Record: record(leaf)}); err != nil {
+		return nil, err
+	}
+	return []*x509.Certificate{leaf, ca.agent}, nil
+}
+
+// CertRequest asks for a certificate and says where it goes.
+type CertRequest struct {
+	LeafOptions
+	// CertFile gets the chain, KeyFile the key. Neither may exist.
+	CertFile, KeyFile string
+	// Passphrase encrypts the key file.
+	Passphrase []byte
+	// Key is used instead of a new one; KeyFile is then not written.
+	Key crypto.Signer
+}
+
+// RequestCert makes a key, has its certificate issued and writes both. On an
+// error neither file is left. Reasons: [fault.Exists], those of [CA.IssueLeaf].
+func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) {
+	files := []string{r.CertFile}
+	if r.Key == nil {
+		files = append(files, r.KeyFile)
+	}
+	for _, file := range files {
+		if file == "" {
+			return nil, fault.New(fault.Usage, "certificate request", "names no file")
+		}
+		if _, err := os.Lstat(file); err == nil {
+			return nil, fault.New(fault.Exists, file, "is there already and is not overwritten")
+		}
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return nil, fault.Wrap(err, fault.AccessDenied, file, "cannot make its directory")
+		}
+	}
+	if _, err := normalEmail(r.Email); err != nil {
+		return nil, err // before the time for a key is spent
+	}
+	key := r.Key
+	if key == nil {
+		if key, err = writeNewKey(r.KeyFile, leafBits, r.Passphrase); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, os.Remove(r.KeyFile))
+			}
+		}()
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "certificate request", "cannot make it")
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "certificate request", "cannot read it back")
+	}
+	if chain, err = ca.IssueLeaf(csr, r.LeafOptions); err != nil {
+		return nil, err
+	}
+	if err = createFile(r.CertFile, encodeCert(chain...), 0o644); err != nil {
+		return nil, err
+	}
+	return chain, nil
+}
+
+// normalEmail checks an address and lower-cases its domain.
+func normalEmail(s string) (string, error) {
+	a, err := mail.ParseAddress(s)
+	at := strings.LastIndexByte(s, '@')
+	if err != nil || a.Address != s || at < 0 || len(s) > maxFieldBytes || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return "", fault.New(fault.Usage, "e-mail address", "%q is not one of the form NAME@DOMAIN, of at most %d characters", s, maxFieldBytes)
+	}
+	return s[:at] + strings.ToLower(s[at:]), nil
+}
+
+func (ca *CA) path(name string) string { return filepath.Join(ca.dir, filepath.FromSlash(name)) }
+
+func (ca *CA) read(name string, limit int64) ([]byte, error) {
+	path := ca.path(name)
+	info, err := os.Stat(path)
+	if err == nil && info.Size() > limit {
+		return nil, fault.New(fault.ResourceLimit, path, "is over %d bytes", limit)
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, path, "is not there; is this a CA directory?").WithHint("make one with mentatctl pki init")
+	}
+	if err != nil {
+		return nil, fault.Wrap(err, fault.AccessDenied, path, "cannot be read")
+	}
+	return data, nil
+}
+
+func (ca *CA) readCert(name string) (*x509.Certificate, error) {
+	data, err := ca.read(name, limits.CertificatePEMBytes)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fault.New(fault.ChainUntrusted, ca.path(name), "is not a certificate")
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.ChainUntrusted, ca.path(name), "is a malformed certificate")
+	}
+	return c, nil
+}
+
+func (ca *CA) create(name string, data []byte, mode fs.FileMode) error {
+	return createFile(ca.path(name), data, mode)
+}
+
+func createFile(path string, data []byte, mode fs.FileMode) error {
+	err := atomicfile.Create(path, data, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return fault.New(fault.Exists, path, "is there already and is not overwritten")
+	}
+	if err != nil {
+		return fault.Wrap(err, fault.AccessDenied, path, "cannot be written")
+	}
+	return nil
+}
+
+func (ca *CA) newKeyFile(name string, bits int, passphrase []byte) (crypto.Signer, error) {
+	return writeNewKey(ca.path(name), bits, passphrase)
+}
+
+func writeNewKey(path string, bits int, passphrase []byte) (crypto.Signer, error) {
+	key, err := newKey(bits)
+	if err != nil {
+		return nil, err
+	}
+	data, err := marshalKey(key, passphrase)
+	if err != nil {
+		return nil, err
+	}
+	return key, createFile(path, data, 0o600)
+}
+
+func (ca *CA) agentKey() (crypto.Signer, error) {
+	return ca.key(&ca.keys.AgentKey, AgentKey, ca.agent)
+}
+
+func (ca *CA) rootKey() (crypto.Signer, error) {
+	return ca.key(&ca.keys.RootKey, RootKey, ca.root)
+}
+
+func (ca *CA) key(slot *crypto.Signer, name string, c *x509.Certificate) (crypto.Signer, error) {
+	if *slot == nil {
+		data, err := ca.read(name, limits.CertificatePEMBytes)
+		if err != nil {
+			return nil, err
+		}
+		key, err := ParseKey(ca.path(name), data, ca.keys.Passphrase)
+		if err != nil {
+			return nil, err
+		}
+		*slot = key
+	}
+	pub, ok := (*slot).Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !pub.Equal(c.PublicKey) {
+		return nil, fault.New(fault.ChainUntrusted, ca.path(name), "is not the key of %s", c.Subject)
+	}
+	return *slot, nil
+}
+
+// lock keeps other processes out of the CA until unlock is called.
+func (ca *CA) lock() (unlock func(), err error) {
+	unlock, err = lockedfile.MutexAt(ca.path(lockFile)).Lock()
+	if err != nil {
+		return nil, fault.Wrap(err, fault.AccessDenied, ca.path(lockFile), "cannot lock the CA")
+	}
+	return unlock, nil
+}
+
+// move puts the finished CA in its place; an empty directory may be there.
+func move(temp, dir string) error {
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault.Wrap(err, fault.Exists, dir, "cannot be used for a CA")
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		return fault.Wrap(err, fault.AccessDenied, dir, "cannot be used for a CA")
+	}
+	return nil
+}
+
+func encodeCert(certs ...*x509.Certificate) []byte {
+	var b bytes.Buffer
+	for _, c := range certs {
+		b.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+	}
+	return b.Bytes()
+}
+
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func serialText(n *big.Int) string { return fmt.Sprintf("%x", n) }

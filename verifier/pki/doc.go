@@ -1,0 +1,18 @@
+// Package pki is the certificate authority for agent signing, kept in a
+// directory: the hierarchy of specification §2.4 with its two revocation lists.
+//
+//	ca.json                     what the CA is, nothing secret
+//	root.crt      root.key      10 years, RSA 4096; the key encrypted when there is a passphrase
+//	agent-ca.crt  agent-ca.key  5 years, RSA 3072, path length 0
+//	crl/root.crl                what the root revoked: months
+//	crl/agent.crl               what the agent CA revoked: hours
+//	log.jsonl                   every certificate issued and revoked
+//
+// Trusted: the directory and who may write to it, the clock. Hostile: requests
+// for certificates: of one only the public key is taken, and only after it
+// proved possession of the private one; every extension is ours.
+//
+// Promise: nothing is overwritten; files appear whole or not at all; keys are
+// readable by their owner only; a revocation is on disk in the log before the
+// list that tells of it; CRL numbers only grow; two processes take turns.
+package pki

@@ -1,0 +1,168 @@
+package pki
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mentatlab/mentat/internal/fault"
+)
+
+// Names inside a node's configuration directory.
+const (
+	trustDir   = "trust"
+	issuersDir = "issuers"
+	policyFile = "policy.yaml"
+)
+
+// PolicyOptions say what a starter policy holds. The zero values of all but
+// Match and Emails are useful.
+type PolicyOptions struct {
+	// Store names the trust store and the scope; default "agents".
+	Store string
+	// Match are the scope's references, such as "127.0.0.1:5000/agents/**".
+	Match []string
+	// Emails are the signers that the scope trusts.
+	Emails []string
+	// Publishers are the signers that are VERIFIED.
+	Publishers []string
+	// AllowUnsignedContainers lets ordinary images in the scope run unsigned.
+	AllowUnsignedContainers bool
+	// DenyOutside refuses ordinary images outside the scope.
+	DenyOutside bool
+	// Grace is how long a revocation list counts past its end; default 0.
+	Grace string
+}
+
+func (o PolicyOptions) store() string {
+	if o.Store == "" {
+		return "agents"
+	}
+	return o.Store
+}
+
+// WriteTrustStore puts the root into configDir/trust/STORE and the agent CA's
+// certificate, which revocation lists are checked with, into
+// configDir/issuers. Files that hold the same already are left alone; others
+// are not overwritten ([fault.Exists]).
+func (ca *CA) WriteTrustStore(configDir, store string) error {
+	for path, data := range map[string][]byte{
+		filepath.Join(configDir, trustDir, store, "root.pem"): encodeCert(ca.root),
+		filepath.Join(configDir, issuerFile(store)):           encodeCert(ca.agent),
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fault.Wrap(err, fault.AccessDenied, path, "cannot make its directory")
+		}
+		err := createFile(path, data, 0o644)
+		if fault.ReasonOf(err) == fault.Exists {
+			old, rerr := os.ReadFile(path)
+			if rerr == nil && bytes.Equal(old, data) {
+				continue
+			}
+			return errors.Join(err, rerr)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func issuerFile(store string) string { return filepath.Join(issuersDir, store+"-agent-ca.pem") }
+
+// WriteStarter writes the trust store and [CA.StarterPolicy] into configDir and
+// returns the policy's path. An existing policy is not overwritten.
+func (ca *CA) WriteStarter(configDir string, o PolicyOptions) (string, error) {
+	path := filepath.Join(configDir, policyFile)
+	if _, err := os.Lstat(path); err == nil {
+		return "", fault.New(fault.Exists, path, "is there already and is not overwritten")
+	}
+	if err := ca.WriteTrustStore(configDir, o.store()); err != nil {
+		return "", err
+	}
+	return path, createFile(path, ca.StarterPolicy(o), 0o644)
+}
+
+// StarterPolicy is a policy that enforces one scope against this CA. It is
+// meant to stand in the directory that [CA.WriteTrustStore] filled. The lists
+// are named by URL if the CA publishes them, else as the CA's own files.
+func (ca *CA) StarterPolicy(o PolicyOptions) []byte {
+	containers, outside, grace := "deny", "allow", o.Grace
+	if o.AllowUnsignedContainers {
+		containers = "allow"
+	}
+	if o.DenyOutside {
+		outside = "deny"
+	}
+	if grace == "" {
+		grace = "0s"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, `# What this node runs. Unknown keys are refused.
+version: 1
+scopes:
+  - name: %[1]s
+    match: %[2]s
+    stores: [%[1]s]
+    identities: %[3]s
+    unsigned_containers: %[4]s
+    unsigned_agents: deny
+    binding: repository
+outside:
+  ordinary_images: %[5]s
+exempt: []
+trust:
+  community: []
+  publishers: %[6]s
+grants:
+  untrusted: []
+  signed: []
+  community: []
+  verified: []
+revocation:
+  grace: %[7]s
+  crls:
+    - issuer: %[8]s
+      %[9]s
+    - issuer: %[10]s
+      certificate: %[11]s
+      %[12]s
+on_unfetchable: defer
+`,
+		quote(o.store()), quoteList("", o.Match), quoteList("email:", o.Emails), containers, outside,
+		quoteList("email:", o.Publishers), grace,
+		quote(ca.root.Subject.String()), ca.source(RootCRL),
+		quote(ca.agent.Subject.String()), quote(issuerFile(o.store())), ca.source(AgentCRL))
+	return []byte(b.String())
+}
+
+// source says where a policy finds a list.
+func (ca *CA) source(file string) string {
+	if urls := ca.info.crlURL(file); len(urls) > 0 {
+		return "url: " + quote(urls[0])
+	}
+	return "file: " + quote(ca.path(file))
+}
+
+// quote writes a YAML string: a JSON string is one.
+func quote(s string) string {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil {
+		return `""` // a string always encodes
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+func quoteList(prefix string, list []string) string {
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = quote(prefix + s)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}

@@ -1,0 +1,378 @@
+package verifier
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
+	"github.com/mentatlab/mentat/manifest/strictyaml"
+)
+
+// TrustLevel is how far an agent is trusted. It follows from the node's policy.
+type TrustLevel string
+
+// The trust levels, lowest first.
+const (
+	Untrusted TrustLevel = "untrusted" // no attestation, or no store to hold it to
+	Signed    TrustLevel = "signed"    // a valid chain and an identity of the scope
+	Community TrustLevel = "community" // the signer is on the community list
+	Verified  TrustLevel = "verified"  // on the publishers' list, with fresh revocation data
+)
+
+// What a gate does with a manifest that it could not fetch.
+const (
+	Defer = "defer"
+	Deny  = "deny"
+	allow = "allow"
+)
+
+// Binding modes: how closely the signed subject must fit the reference.
+const (
+	bindExact      = "exact"
+	bindRepository = "repository"
+	bindNone       = "none"
+)
+
+const (
+	policyVersion = 1
+	anyIdentity   = "any"
+	emailPrefix   = "email:"
+	// maxGrace bounds how long a revocation list may be used past its end.
+	maxGrace = 30 * 24 * time.Hour
+)
+
+// policyFile is the policy as it is written. ParsePolicy turns it into a Policy.
+type policyFile struct {
+	Version       int64         `yaml:"version"`
+	Scopes        []scopeFile   `yaml:"scopes"`
+	Outside       outsideFile   `yaml:"outside"`
+	Exempt        []string      `yaml:"exempt"`
+	Trust         trustFile     `yaml:"trust"`
+	Grants        grantsFile    `yaml:"grants"`
+	Revocation    revocationSet `yaml:"revocation"`
+	OnUnfetchable string        `yaml:"on_unfetchable" allowed:"defer|deny"`
+}
+
+type scopeFile struct {
+	Name               string   `yaml:"name"`
+	Match              []string `yaml:"match"`
+	Stores             []string `yaml:"stores"`
+	Identities         []string `yaml:"identities"`
+	UnsignedContainers string   `yaml:"unsigned_containers" allowed:"allow|deny"`
+	UnsignedAgents     string   `yaml:"unsigned_agents" allowed:"allow|deny"`
+	Binding            string   `yaml:"binding" allowed:"exact|repository|none"`
+}
+
+type outsideFile struct {
+	OrdinaryImages string `yaml:"ordinary_images" allowed:"allow|deny"`
+}
+
+type trustFile struct {
+	Community  []string `yaml:"community"`
+	Publishers []string `yaml:"publishers"`
+}
+
+type grantsFile struct {
+	Signed    []string `yaml:"signed"`
+	Community []string `yaml:"community"`
+	Verified  []string `yaml:"verified"`
+	Untrusted []string `yaml:"untrusted"`
+}
+
+type revocationSet struct {
+	CRLs  []crlFile `yaml:"crls"`
+	Grace string    `yaml:"grace"`
+}
+
+type crlFile struct {
+	Issuer      string `yaml:"issuer"`
+	Certificate string `yaml:"certificate"`
+	File        string `yaml:"file"`
+	URL         string `yaml:"url"`
+}
+
+// Policy is what a node enforces. It is immutable; make one with [ParsePolicy].
+type Policy struct {
+	scopes      []scope
+	outside     bool // ordinary images outside the scopes may run
+	exempt      map[digest.Digest]bool
+	community   identities
+	publishers  identities
+	grants      map[TrustLevel][]manifest.Capability
+	crls        []CRLSource
+	grace       time.Duration
+	unfetchable string
+}
+
+// CRLSource says where an issuer's revocation list comes from: exactly one of
+// File and URL is set.
+type CRLSource struct {
+	// Issuer is the issuer's distinguished name as Go prints it.
+	Issuer string
+	// Certificate is a PEM file with the issuer's certificate; empty when the
+	// issuer is a root of a trust store, or when File is set and the chain under
+	// judgement shall bring the certificate.
+	Certificate string
+	File        string
+	URL         string
+}
+
+// scope is one statement of the policy.
+type scope struct {
+	name               string
+	patterns           []pattern
+	stores             []string
+	identities         identities
+	unsignedContainers bool
+	unsignedAgents     bool
+	binding            string
+}
+
+// identities is a set of e-mail addresses in normal form, or everyone.
+type identities struct {
+	any    bool
+	emails map[string]bool
+}
+
+func (ids identities) has(email string) bool {
+	return email != "" && (ids.any || ids.emails[email])
+}
+
+// ParsePolicy reads a policy strictly: every key must be known and every name
+// must make sense. Relative paths in it are relative to file's directory. All
+// errors have the reason [fault.PolicyInvalid] and name file and line.
+func ParsePolicy(file string, data []byte) (*Policy, error) {
+	if len(data) > limits.PolicyBytes {
+		return nil, fault.New(fault.PolicyInvalid, file, "is over %d bytes", limits.PolicyBytes)
+	}
+	var f policyFile
+	lines, err := strictyaml.Decoder{Reason: fault.PolicyInvalid}.Decode(file, data, &f)
+	if err != nil {
+		return nil, err
+	}
+	c := policyCompiler{file: file, lines: lines}
+	p := c.compile(&f)
+	if len(c.problems) > 0 {
+		return nil, errors.Join(c.problems...)
+	}
+	return p, nil
+}
+
+// policyCompiler collects problems, so that compile reads like the policy.
+type policyCompiler struct {
+	file     string
+	lines    strictyaml.Lines
+	problems []error
+}
+
+func (c *policyCompiler) fail(path, format string, args ...any) {
+	at := strictyaml.Position(c.file, c.lines.Of(path))
+	c.problems = append(c.problems, fault.New(fault.PolicyInvalid, at, "%s: %s", path, fmt.Sprintf(format, args...)))
+}
+
+func (c *policyCompiler) compile(f *policyFile) *Policy {
+	if f.Version != policyVersion {
+		c.fail("version", "is %d, this program knows %d", f.Version, policyVersion)
+	}
+	p := &Policy{
+		outside:     c.choice("outside.ordinary_images", f.Outside.OrdinaryImages, "") == allow,
+		exempt:      map[digest.Digest]bool{},
+		community:   c.identities("trust.community", f.Trust.Community),
+		publishers:  c.identities("trust.publishers", f.Trust.Publishers),
+		grants:      map[TrustLevel][]manifest.Capability{},
+		grace:       c.duration("revocation.grace", f.Revocation.Grace, maxGrace),
+		unfetchable: c.choice("on_unfetchable", f.OnUnfetchable, Defer),
+	}
+	names, patterns := map[string]bool{}, map[string]bool{}
+	for i, s := range f.Scopes {
+		path := strictyaml.Index("scopes", i)
+		compiled := c.scope(path, s)
+		if names[s.Name] {
+			c.fail(strictyaml.Key(path, "name"), "there are two scopes %q", s.Name)
+		}
+		names[s.Name] = true
+		for j, m := range s.Match {
+			if patterns[m] {
+				c.fail(strictyaml.Index(strictyaml.Key(path, "match"), j), "%q is there twice", m)
+			}
+			patterns[m] = true
+		}
+		p.scopes = append(p.scopes, compiled)
+	}
+	for i, s := range f.Exempt {
+		d, err := digest.Parse(s)
+		if err != nil {
+			c.fail(strictyaml.Index("exempt", i), "%q is not a digest", s)
+		}
+		p.exempt[d] = true
+	}
+	for level, list := range map[TrustLevel][]string{
+		Untrusted: f.Grants.Untrusted, Signed: f.Grants.Signed, Community: f.Grants.Community, Verified: f.Grants.Verified,
+	} {
+		for i, s := range list {
+			granted, err := manifest.ParseCapability(s)
+			if err != nil {
+				c.fail(strictyaml.Index(strictyaml.Key("grants", string(level)), i), "%v", err)
+			}
+			p.grants[level] = append(p.grants[level], granted)
+		}
+	}
+	issuers := map[string]bool{}
+	for i, s := range f.Revocation.CRLs {
+		path := strictyaml.Index("revocation.crls", i)
+		if issuers[s.Issuer] {
+			c.fail(path, "issuer %q is there twice", s.Issuer)
+		}
+		issuers[s.Issuer] = true
+		p.crls = append(p.crls, c.crl(path, s))
+	}
+	return p
+}
+
+func (c *policyCompiler) scope(path string, s scopeFile) scope {
+	key := func(k string) string { return strictyaml.Key(path, k) }
+	if s.Name == "" || fault.OneLine(s.Name) != s.Name {
+		c.fail(key("name"), "is required, in one line")
+	}
+	out := scope{
+		name:               s.Name,
+		unsignedContainers: c.choice(key("unsigned_containers"), s.UnsignedContainers, "") == allow,
+		unsignedAgents:     c.choice(key("unsigned_agents"), s.UnsignedAgents, Deny) == allow,
+		binding:            c.choice(key("binding"), s.Binding, bindRepository),
+	}
+	if len(s.Match) == 0 {
+		c.fail(key("match"), "is required: the references that the scope covers")
+	}
+	for i, text := range s.Match {
+		p, ok := parsePattern(text)
+		if !ok {
+			c.fail(strictyaml.Index(key("match"), i), "%q is none of HOST/REPOSITORY, HOST/PATH/** and *; names are in lower case, without tag", text)
+		}
+		out.patterns = append(out.patterns, p)
+	}
+	if len(s.Stores) == 0 {
+		c.fail(key("stores"), "is required: the trust stores that hold for the scope")
+	}
+	for i, name := range s.Stores {
+		if !validStoreName(name) || slices.Contains(out.stores, name) {
+			c.fail(strictyaml.Index(key("stores"), i), "%q is not a directory name, or there twice", name)
+		}
+		out.stores = append(out.stores, name)
+	}
+	switch {
+	case len(s.Identities) == 0:
+		c.fail(key("identities"), "is required: the signers that are trusted, as %sNAME@DOMAIN, or [%s]", emailPrefix, anyIdentity)
+	case slices.Equal(s.Identities, []string{anyIdentity}):
+		out.identities.any = true
+	default:
+		out.identities = c.identities(key("identities"), s.Identities)
+	}
+	return out
+}
+
+// choice returns the value or its default; without a default it is required.
+// The values themselves were held to their list by the decoder.
+func (c *policyCompiler) choice(path, value, def string) string {
+	if value == "" {
+		if def == "" {
+			c.fail(path, "is required: %s or %s", allow, Deny)
+		}
+		return def
+	}
+	return value
+}
+
+func (c *policyCompiler) identities(path string, list []string) identities {
+	ids := identities{emails: map[string]bool{}}
+	for i, s := range list {
+		address, ok := strings.CutPrefix(s, emailPrefix)
+		normal := normalEmail(address)
+		if !ok || normal == "" {
+			c.fail(strictyaml.Index(path, i), "%q is not of the form %sNAME@DOMAIN", s, emailPrefix)
+		}
+		ids.emails[normal] = true
+	}
+	return ids
+}
+
+func (c *policyCompiler) duration(path, value string, most time.Duration) time.Duration {
+	if value == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(value)
+	if err != nil || d < 0 || d > most {
+		c.fail(path, "%q is not a duration such as 24h, of at most %s", value, most)
+	}
+	return d
+}
+
+func (c *policyCompiler) crl(path string, s crlFile) CRLSource {
+	if s.Issuer == "" {
+		c.fail(path, "issuer is required")
+	}
+	if (s.File == "") == (s.URL == "") {
+		c.fail(path, "exactly one of file and url is required")
+	}
+	if s.URL != "" {
+		u, err := url.Parse(s.URL)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			c.fail(strictyaml.Key(path, "url"), "%q is not an http or https URL", s.URL)
+		}
+	}
+	return CRLSource{Issuer: s.Issuer, Certificate: c.path(s.Certificate), File: c.path(s.File), URL: s.URL}
+}
+
+func (c *policyCompiler) path(p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(filepath.Dir(c.file), p)
+}
+
+// normalEmail lower-cases the domain, which alone is without case, and returns
+// "" for what is not an address.
+func normalEmail(s string) string {
+	at := strings.LastIndexByte(s, '@')
+	if at <= 0 || at == len(s)-1 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f }) || strings.Contains(s[:at], "@") {
+		return ""
+	}
+	return s[:at] + strings.ToLower(s[at:])
+}
+
+// Grants are the capabilities that the policy grants at a trust level, beside
+// what capability rules grant to everyone at it.
+func (p *Policy) Grants(level TrustLevel) []manifest.Capability {
+	return slices.Clone(p.grants[level])
+}
+
+// OnUnfetchable is what the pull gate does with a manifest that it cannot fetch:
+// [Defer] to the gate before a run, or [Deny].
+func (p *Policy) OnUnfetchable() string { return p.unfetchable }
+
+// Exempt tells whether the policy exempts the image with this digest.
+func (p *Policy) Exempt(d digest.Digest) bool { return p.exempt[d] }
+
+// CRLs are the configured sources of revocation lists.
+func (p *Policy) CRLs() []CRLSource { return slices.Clone(p.crls) }
+
+// Grace is how long a revocation list counts past its own end.
+func (p *Policy) Grace() time.Duration { return p.grace }
+
+// Stores are the names of all trust stores that some scope names, sorted.
+func (p *Policy) Stores() []string {
+	var names []string
+	for _, s := range p.scopes {
+		names = append(names, s.stores...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}

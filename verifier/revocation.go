@@ -1,0 +1,224 @@
+package verifier
+
+import (
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/verifier/internal/atomicfile"
+)
+
+// RevocationSource finds the revocation list of an issuer.
+type RevocationSource interface {
+	// Index returns the newest index known for the issuer's name and key, nil
+	// when there is none. An error says why a list that should be there cannot
+	// be used; an index may come with an error that is then only a warning.
+	// It is called from several goroutines.
+	Index(issuer *x509.Certificate) (*CRLIndex, error)
+}
+
+// Indexes are revocation lists in memory, for tests and tools.
+type Indexes []*CRLIndex
+
+// Index implements [RevocationSource].
+func (s Indexes) Index(issuer *x509.Certificate) (*CRLIndex, error) {
+	key := issuerKey(issuer)
+	var newest *CRLIndex
+	for _, ix := range s {
+		if ix.head.Key == key && (newest == nil || ix.follows(newest) == nil) {
+			newest = ix
+		}
+	}
+	return newest, nil
+}
+
+// indexPath is where the index of an issuer's list lives.
+func indexPath(state, key string) string {
+	return filepath.Join(state, key[:32]+".crlindex")
+}
+
+// LoadIndex reads the index of the issuer's list from the state directory; nil
+// when there is none.
+func LoadIndex(state string, issuer *x509.Certificate) (*CRLIndex, error) {
+	key := issuerKey(issuer)
+	path := indexPath(state, key)
+	data, err := readFile(path, 2*limits.CRLBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation index")
+	}
+	ix, err := decodeIndex(data)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot use it")
+	}
+	if ix.head.Key != key {
+		return nil, fault.New(fault.RevocationUnknown, path, "is the revocation index of another issuer")
+	}
+	return ix, nil
+}
+
+// StoreIndex writes the index into the state directory, unless a newer one is
+// there already. The file appears whole or not at all. Callers that may run at
+// the same time hold the directory's lock.
+func StoreIndex(state string, issuer *x509.Certificate, ix *CRLIndex) error {
+	if ix.head.Key != issuerKey(issuer) {
+		return fault.New(fault.RevocationUnknown, "revocation list of "+ix.head.Issuer, "is not the one of %s", issuer.Subject)
+	}
+	// A damaged index is replaced: what it knew is lost either way.
+	if known, err := LoadIndex(state, issuer); err == nil {
+		if err := ix.follows(known); err != nil {
+			return err
+		}
+	}
+	data, err := ix.encode()
+	if err != nil {
+		return err
+	}
+	path := indexPath(state, ix.head.Key)
+	if err := atomicfile.Write(path, data, 0o644); err != nil {
+		return fault.Wrap(err, fault.Internal, path, "cannot write the revocation index")
+	}
+	return nil
+}
+
+// CompileFile compiles the revocation list in a file.
+func CompileFile(path string, issuer *x509.Certificate, now time.Time) (*CRLIndex, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation list")
+	}
+	data, err := readFile(path, limits.CRLBytes)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation list")
+	}
+	origin := CRLOrigin{File: path, Size: info.Size(), Modified: info.ModTime().UTC(), Fetched: now.UTC()}
+	ix, err := CompileCRL(data, issuer, origin, now)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot use it")
+	}
+	return ix, nil
+}
+
+// Current tells whether the index was compiled from the file as it is now.
+func (ix *CRLIndex) Current(path string) bool {
+	info, err := os.Stat(path)
+	src := ix.head.Source
+	return err == nil && src.File == path && src.Size == info.Size() && src.Modified.Equal(info.ModTime())
+}
+
+// diskRevocation reads indexes from the state directory as they are needed, and
+// again when they change. A list that the policy names by file counts as soon as
+// it lies there: revoking must not wait for the next refresh.
+type diskRevocation struct {
+	state string
+	files map[string]string // issuer's name -> file
+	clock func() time.Time
+
+	mu    sync.Mutex
+	known map[string]cachedIndex // by issuer key; guarded by mu
+}
+
+type cachedIndex struct {
+	ix    *CRLIndex
+	err   error
+	index fileStamp // of the index file
+	list  fileStamp // of the list's file
+}
+
+// fileStamp tells one state of a file from another.
+type fileStamp struct {
+	size     int64
+	modified time.Time
+}
+
+func newDiskRevocation(state string, p *Policy, clock func() time.Time) *diskRevocation {
+	r := &diskRevocation{state: state, files: map[string]string{}, clock: clock, known: map[string]cachedIndex{}}
+	for _, src := range p.crls {
+		if src.File != "" {
+			r.files[src.Issuer] = src.File
+		}
+	}
+	return r
+}
+
+// Index implements [RevocationSource].
+func (r *diskRevocation) Index(issuer *x509.Certificate) (*CRLIndex, error) {
+	key := issuerKey(issuer)
+	file := r.files[issuer.Subject.String()]
+	now := cachedIndex{index: stamp(indexPath(r.state, key)), list: stamp(file)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c, ok := r.known[key]; ok && c.index == now.index && c.list == now.list {
+		return c.ix, c.err
+	}
+	previous := r.known[key].ix
+	now.ix, now.err = LoadIndex(r.state, issuer)
+	if now.ix == nil || now.ix.follows(previous) != nil {
+		now.ix = previous
+	}
+	if file != "" && (now.ix == nil || !now.ix.Current(file)) {
+		fresh, err := CompileFile(file, issuer, r.clock())
+		if err == nil {
+			err = fresh.follows(now.ix)
+		}
+		if err == nil {
+			now.ix = fresh
+		}
+		now.err = err
+	}
+	r.known[key] = now
+	return now.ix, now.err
+}
+
+func stamp(path string) fileStamp {
+	if path == "" {
+		return fileStamp{}
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileStamp{size: -1}
+	}
+	return fileStamp{size: info.Size(), modified: info.ModTime().UTC()}
+}
+
+// Issuers finds the certificates that may have signed the source's list: the
+// one that the policy names, else the roots of that name. None, without an
+// error, means that the chain under judgement brings the certificate. Reason:
+// [fault.PolicyInvalid].
+func (src CRLSource) Issuers(stores map[string]*Store) ([]*x509.Certificate, error) {
+	var found []*x509.Certificate
+	if src.Certificate != "" {
+		data, err := readFile(src.Certificate, limits.CertificatePEMBytes)
+		if err != nil {
+			return nil, fault.Wrap(err, fault.PolicyInvalid, src.Certificate, "cannot read the issuer's certificate")
+		}
+		if found, err = ParseChain(src.Certificate, data); err != nil {
+			return nil, fault.Wrap(err, fault.PolicyInvalid, "", "policy")
+		}
+		if len(found) != 1 || found[0].Subject.String() != src.Issuer {
+			return nil, fault.New(fault.PolicyInvalid, src.Certificate, "is not the one certificate of %q", src.Issuer)
+		}
+		return found, nil
+	}
+	for _, store := range stores {
+		for _, root := range store.roots {
+			if root.Subject.String() == src.Issuer && !slices.ContainsFunc(found, root.Equal) {
+				found = append(found, root)
+			}
+		}
+	}
+	if len(found) == 0 && src.URL != "" {
+		return nil, fault.New(fault.PolicyInvalid, "revocation list of "+src.Issuer, "its issuer is no root of a trust store, and the policy names no certificate to check it with").
+			WithHint("add certificate: FILE beside the url")
+	}
+	return found, nil
+}

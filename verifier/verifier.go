@@ -1,0 +1,529 @@
+package verifier
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/oci"
+)
+
+// Verifier decides whether artifacts may run. It is safe for use from several
+// goroutines.
+type Verifier struct {
+	policy     *Policy
+	roots      map[string]*x509.CertPool // by scope name
+	revocation RevocationSource
+	clock      func() time.Time
+}
+
+// Config is what a verifier is made of.
+type Config struct {
+	// Policy is nil in developer mode: nothing is trusted, and what is intact or
+	// without attestation runs as [Untrusted].
+	Policy *Policy
+	// Stores must hold every store that the policy's scopes name.
+	Stores map[string]*Store
+	// Revocation may be nil in developer mode only.
+	Revocation RevocationSource
+	// Clock is required.
+	Clock func() time.Time
+}
+
+// New makes a verifier. Reason of its errors: [fault.PolicyInvalid].
+func New(c Config) (*Verifier, error) {
+	if c.Clock == nil {
+		return nil, fault.New(fault.Internal, "verifier", "has no clock")
+	}
+	v := &Verifier{policy: c.Policy, revocation: c.Revocation, clock: c.Clock, roots: map[string]*x509.CertPool{}}
+	if c.Policy == nil {
+		return v, nil
+	}
+	if c.Revocation == nil {
+		return nil, fault.New(fault.PolicyInvalid, "verifier", "has a policy but no revocation data")
+	}
+	for _, s := range c.Policy.scopes {
+		pool := x509.NewCertPool()
+		for _, name := range s.stores {
+			store := c.Stores[name]
+			if store == nil {
+				return nil, fault.New(fault.PolicyInvalid, "scope "+s.name, "names the trust store %q, which does not exist", name)
+			}
+			for _, root := range store.roots {
+				pool.AddCert(root)
+			}
+		}
+		v.roots[s.name] = pool
+	}
+	return v, nil
+}
+
+// Open makes a verifier from a node's files. Without a configured policy it is
+// in developer mode; a policy that is configured but missing, unreadable or
+// invalid is an error with the reason [fault.PolicyInvalid], on which callers
+// deny.
+func Open(cfg nodeconfig.Verify, clock func() time.Time) (*Verifier, error) {
+	if cfg.Policy == "" {
+		return New(Config{Clock: clock})
+	}
+	p, err := LoadPolicy(cfg.Policy)
+	if err != nil {
+		return nil, err
+	}
+	stores, err := LoadStores(cfg.Trust, p)
+	if err != nil {
+		return nil, err
+	}
+	return New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Clock: clock})
+}
+
+// LoadPolicy reads and parses a policy file.
+func LoadPolicy(path string) (*Policy, error) {
+	data, err := readFile(path, limits.PolicyBytes)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the policy")
+	}
+	return ParsePolicy(path, data)
+}
+
+// Policy is the verifier's policy, nil in developer mode.
+func (v *Verifier) Policy() *Policy { return v.policy }
+
+// Input is what is judged.
+type Input struct {
+	// Reference is the name the artifact goes by here; empty if unknown. It
+	// decides the scope, and the attestation is bound to it. A digest in it is
+	// not looked at: it may be an index's, and the caller fetched by it.
+	Reference string
+	// Artifact is nil, and Reference empty, for a container that was made without
+	// an image. It is held to the rules for unsigned containers of unknown name.
+	Artifact *oci.Artifact
+}
+
+// Verify judges an artifact. The verdict is never nil; what cannot be judged is
+// refused.
+func (v *Verifier) Verify(ctx context.Context, in Input) *Verdict {
+	j := judge{Verifier: v, in: in, now: v.clock(), verdict: &Verdict{
+		Trust: Untrusted, Enforced: v.policy != nil, Developer: v.policy == nil,
+	}}
+	err := ctx.Err()
+	switch {
+	case err != nil:
+		err = fault.Wrap(err, fault.Canceled, in.Reference, "not judged")
+	case in.Artifact == nil:
+		err = j.noImage()
+	default:
+		err = j.judge()
+	}
+	vd := j.verdict
+	if err != nil {
+		vd.Allowed, vd.Trust = false, Untrusted
+		vd.Err, vd.Reason, vd.Message = err, fault.ReasonOf(err), fault.OneLine(err.Error())
+		return vd
+	}
+	vd.Allowed = true
+	return vd
+}
+
+// judge is one judgement under way.
+type judge struct {
+	*Verifier
+	in      Input
+	now     time.Time
+	verdict *Verdict
+	scope   *scope
+	name    name
+}
+
+// check records the outcome of one check and passes its error on.
+func (j *judge) check(name string, err error, format string, args ...any) error {
+	detail := fmt.Sprintf(format, args...)
+	if err != nil {
+		detail = fault.OneLine(err.Error())
+	}
+	j.verdict.Checks = append(j.verdict.Checks, Check{Name: name, OK: err == nil, Detail: detail})
+	return err
+}
+
+func (j *judge) warn(format string, args ...any) {
+	j.verdict.Warnings = append(j.verdict.Warnings, fault.OneLine(fmt.Sprintf(format, args...)))
+}
+
+// noImage judges a container made from a bare root file system: there is
+// nothing that could be verified. Of the scopes only one that covers everything
+// covers it.
+func (j *judge) noImage() error {
+	const on = "container without an image"
+	if j.in.Reference != "" {
+		return fault.New(fault.Internal, j.in.Reference, "there is no artifact to judge")
+	}
+	if j.policy == nil {
+		j.warn("no policy is configured: a container without an image runs as %s", Untrusted)
+		return nil
+	}
+	j.scope = j.policy.scope(name{})
+	switch {
+	case j.scope == nil && !j.policy.outside:
+		return j.check("scope", fault.New(fault.PolicyDenied, on, "the policy denies images outside its scopes"), "")
+	case j.scope == nil:
+		return j.check("scope", nil, "without an image, as an ordinary image outside all scopes")
+	}
+	j.verdict.Scope = j.scope.name
+	if !j.scope.unsignedContainers {
+		return j.check("scope", fault.New(fault.Unsigned, on, "cannot carry the attestation that the scope %q requires", j.scope.name), "")
+	}
+	return j.check("scope", nil, "%s, which allows unsigned containers", j.scope.name)
+}
+
+// judge goes from cheap to dear and from integrity to trust. What it returns nil
+// for is allowed, at the trust level set in the verdict.
+func (j *judge) judge() error {
+	a := j.in.Artifact
+	j.verdict.Digest = a.Digest
+	if a.Agent != nil {
+		j.verdict.Agent = a.Agent.ID + " " + a.Agent.Version
+	}
+	if err := j.check("digest", checkDigest(a), "%s", a.Digest); err != nil {
+		return err
+	}
+	att, err := j.integrity(a)
+	if err != nil {
+		return err
+	}
+	if j.policy == nil {
+		j.developer(att)
+		return nil
+	}
+	j.name = parseName(j.in.Reference)
+	if j.name.repository == "" && j.in.Reference != "" {
+		j.warn("the reference %q cannot be read and counts as unknown", j.in.Reference)
+	}
+	if j.policy.Exempt(a.Digest) && !isWASM(a) {
+		return j.check("scope", nil, "exempt by digest")
+	}
+	j.scope = j.policy.scope(j.name)
+	if j.scope == nil {
+		return j.check("scope", j.outside(a, att), "outside all scopes, as an ordinary image")
+	}
+	j.verdict.Scope = j.scope.name
+	_ = j.check("scope", nil, "%s", j.scope.name)
+	if att == nil {
+		return j.check("attestation", j.unsigned(a), "absent; the scope allows it")
+	}
+	return j.trust(att, a)
+}
+
+func checkDigest(a *oci.Artifact) error {
+	if a.Digest.Validate() != nil || a.Digest.Algorithm().FromBytes(a.Raw) != a.Digest {
+		return fault.New(fault.DigestMismatch, string(a.Digest), "is not the digest of the manifest that was read")
+	}
+	return nil
+}
+
+// integrity reads the attestation and checks its signature; nil when there is
+// none. It does so with and without a policy, inside and outside its scopes.
+func (j *judge) integrity(a *oci.Artifact) (*Attestation, error) {
+	att, err := ReadAttestation(a.Raw)
+	if fault.ReasonOf(err) == fault.Unsigned {
+		return nil, nil
+	}
+	if err := j.check("attestation", err, "well formed"); err != nil {
+		return nil, err
+	}
+	j.verdict.SignedDigest = att.SignedDigest
+	if err := j.check("signature", att.CheckSignature(), "%s over %s", att.Algorithm, att.SignedDigest); err != nil {
+		return nil, err
+	}
+	if a.Agent != nil && (att.Subject.ID != a.Agent.ID || att.Subject.Version != a.Agent.Version) {
+		return nil, j.check("binding", fault.New(fault.BindingMismatch, "attestation", "is for %s %s, the agent is %s %s",
+			att.Subject.ID, att.Subject.Version, a.Agent.ID, a.Agent.Version), "")
+	}
+	return att, nil
+}
+
+func (j *judge) developer(att *Attestation) {
+	if att == nil {
+		j.warn("no policy is configured: this unsigned image runs as %s", Untrusted)
+		return
+	}
+	j.warn("no policy is configured: the signature of %q fits, but nobody is trusted; it runs as %s", att.Signer.Subject, Untrusted)
+}
+
+func (j *judge) outside(a *oci.Artifact, att *Attestation) error {
+	switch {
+	case isWASM(a) && att == nil:
+		return fault.New(fault.Unsigned, j.in.Reference, "is an unsigned WASM agent outside all scopes of the policy").
+			WithHint("sign it and publish it under a reference that a scope covers")
+	case isWASM(a):
+		return fault.New(fault.PolicyDenied, j.in.Reference, "no scope of the policy covers it, so no trust store holds for it").
+			WithHint("publish it under a reference that a scope covers")
+	case !j.policy.outside:
+		return fault.New(fault.PolicyDenied, j.in.Reference, "the policy denies images outside its scopes")
+	}
+	return nil
+}
+
+func (j *judge) unsigned(a *oci.Artifact) error {
+	agent := isWASM(a) || a.Agent != nil
+	if agent && !j.scope.unsignedAgents || !agent && !j.scope.unsignedContainers {
+		return fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
+			WithHint("sign it with mentatctl sign")
+	}
+	j.warn("unsigned, allowed by the scope %q: runs as %s", j.scope.name, Untrusted)
+	return nil
+}
+
+// trust holds an intact attestation to the scope.
+func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
+	path, err := verifyChain(att.Chain, j.roots[j.scope.name], j.now)
+	if err := j.check("chain", err, "%s", chainText(path)); err != nil {
+		return err
+	}
+	leaf := path[0]
+	email, err := j.identity(leaf)
+	j.verdict.Signer = &Signer{
+		Email:       email,
+		Subject:     leaf.Subject.String(),
+		Issuer:      leaf.Issuer.String(),
+		Serial:      fmt.Sprintf("%x", leaf.SerialNumber),
+		Fingerprint: fingerprint(leaf),
+	}
+	if err := j.check("identity", err, "%s", email); err != nil {
+		return err
+	}
+	if err := j.check("validity", j.validity(att, leaf), "signed at %s", att.Timestamp); err != nil {
+		return err
+	}
+	fresh, err := j.revoked(path)
+	if err := j.check("revocation", err, "%s", freshText(fresh)); err != nil {
+		return err
+	}
+	if err := j.check("binding", j.binding(att), "%s", j.scope.binding); err != nil {
+		return err
+	}
+	j.verdict.Trust = Signed
+	switch {
+	case j.policy.publishers.has(email) && fresh:
+		j.verdict.Trust = Verified
+	case j.policy.publishers.has(email):
+		j.warn("%s is a publisher, but the revocation data is past its time: runs as %s", email, Signed)
+	case j.policy.community.has(email):
+		j.verdict.Trust = Community
+	}
+	return j.check("trust", nil, "%s", j.verdict.Trust)
+}
+
+// identity returns the leaf's e-mail address in normal form. The name in the
+// subject is for people and decides nothing.
+func (j *judge) identity(leaf *x509.Certificate) (string, error) {
+	if len(leaf.EmailAddresses) != 1 {
+		return "", fault.New(fault.IdentityUntrusted, certName(leaf), "has %d e-mail addresses in its subject alternative name, wanted is one", len(leaf.EmailAddresses))
+	}
+	email := normalEmail(leaf.EmailAddresses[0])
+	if !j.scope.identities.has(email) {
+		return email, fault.New(fault.IdentityUntrusted, certName(leaf), "its e-mail address %q is none of the identities of the scope %q", leaf.EmailAddresses[0], j.scope.name)
+	}
+	return email, nil
+}
+
+func (j *judge) validity(att *Attestation, leaf *x509.Certificate) error {
+	switch {
+	case att.timestamp.After(j.now.Add(clockSkew)):
+		return fault.New(fault.OutsideValidity, "attestation", "says it was made in the future, at %s", att.Timestamp)
+	case att.timestamp.Before(leaf.NotBefore.Truncate(time.Second)) || att.timestamp.After(leaf.NotAfter):
+		return fault.New(fault.OutsideValidity, "attestation", "says it was made at %s, when its certificate was not valid", att.Timestamp)
+	case !att.notAfter.IsZero() && j.now.After(att.notAfter):
+		return fault.New(fault.OutsideValidity, "attestation", "ended at %s", att.NotAfter)
+	}
+	return nil
+}
+
+// revoked checks every certificate below the root against its issuer's list.
+// It reports whether all lists are within their own time, without the grace. A
+// revoked certificate outweighs a list that is too old.
+func (j *judge) revoked(path []*x509.Certificate) (fresh bool, err error) {
+	fresh = true
+	var unknown error
+	for i, c := range path[:len(path)-1] {
+		ok, err := j.revokedOne(c, path[i+1])
+		if fault.ReasonOf(err) == fault.Revoked {
+			return false, err
+		}
+		if err != nil && unknown == nil {
+			unknown = err
+		}
+		fresh = fresh && ok
+	}
+	return fresh && unknown == nil, unknown
+}
+
+func (j *judge) revokedOne(c, issuer *x509.Certificate) (fresh bool, err error) {
+	ix, err := j.revocation.Index(issuer)
+	if ix == nil {
+		switch {
+		case err != nil:
+			return false, fault.Wrap(err, fault.RevocationUnknown, certName(c), "cannot tell whether it is revoked")
+		case len(c.CRLDistributionPoints) == 0 && !j.policy.hasCRL(issuer):
+			return false, fault.New(fault.RevocationUnknown, certName(c), "could never be revoked: it names no revocation list and the policy has none for %q", issuer.Subject)
+		}
+		return false, fault.New(fault.RevocationUnknown, certName(c), "no revocation list of %q is at hand", issuer.Subject).
+			WithHint("name its source in the policy under revocation.crls, and refresh")
+	}
+	if err != nil {
+		j.warn("an older revocation list is used: %v", err)
+	}
+	if e, ok := ix.Lookup(c.SerialNumber); ok {
+		return false, fault.New(fault.Revoked, certName(c), "was revoked at %s (%s)", e.At.Format(timeLayout), reasonName(e.Reason))
+	}
+	next := ix.NextUpdate()
+	switch {
+	case !ix.covers(c):
+		return false, fault.New(fault.RevocationUnknown, certName(c), "is not among those that the revocation list of %q speaks about", issuer.Subject)
+	case ix.ThisUpdate().After(j.now.Add(clockSkew)):
+		return false, fault.New(fault.RevocationUnknown, certName(c), "the revocation list of %q is from the future", issuer.Subject)
+	case j.now.After(next.Add(j.policy.grace)):
+		return false, fault.New(fault.RevocationUnknown, certName(c), "the revocation list of %q is out of date since %s", issuer.Subject, next.Format(timeLayout)).
+			WithHint("its issuer publishes a new one (mentatctl pki crl); then refresh")
+	case j.now.After(next):
+		j.warn("the revocation list of %q is out of date since %s; the policy's grace holds until %s", issuer.Subject, next.Format(timeLayout), next.Add(j.policy.grace).Format(timeLayout))
+		return false, nil
+	}
+	return true, nil
+}
+
+func (j *judge) binding(att *Attestation) error {
+	if j.scope.binding == bindNone {
+		return nil
+	}
+	if att.Subject.Repository == "" {
+		return fault.New(fault.BindingMismatch, "attestation", "names no repository, which the scope %q requires", j.scope.name)
+	}
+	if j.name.repository != att.Subject.Repository {
+		return fault.New(fault.BindingMismatch, "attestation", "is for %s, not for %s", att.Subject.Repository, orUnknown(j.name.repository))
+	}
+	// A reference by digest alone names exactly one artifact already.
+	if j.scope.binding == bindExact && j.name.tag != "" && j.name.tag != att.Subject.Version {
+		return fault.New(fault.BindingMismatch, "attestation", "is for version %s, the tag says %s", att.Subject.Version, j.name.tag)
+	}
+	return nil
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "an image of unknown name"
+	}
+	return s
+}
+
+func isWASM(a *oci.Artifact) bool {
+	switch a.Form {
+	case oci.FormWASM, oci.FormDual, oci.FormPlainWASM:
+		return true
+	}
+	return a.Module != nil
+}
+
+func (p *Policy) hasCRL(issuer *x509.Certificate) bool {
+	for _, src := range p.crls {
+		if src.Issuer == issuer.Subject.String() {
+			return true
+		}
+	}
+	return false
+}
+
+func chainText(path []*x509.Certificate) string {
+	var names []string
+	for _, c := range path {
+		names = append(names, c.Subject.CommonName)
+	}
+	return strings.Join(names, " < ")
+}
+
+func freshText(fresh bool) string {
+	if fresh {
+		return "not revoked"
+	}
+	return "not revoked, by lists within the policy's grace"
+}
+
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// Verdict is a judgement with its reasons.
+type Verdict struct {
+	Allowed bool `json:"allowed"`
+	// Err is why it is refused, a *fault.Error; nil when it is allowed.
+	Err error `json:"-"`
+	// Reason and Message are Err for those who read JSON.
+	Reason  fault.Reason `json:"reason,omitempty"`
+	Message string       `json:"message,omitempty"`
+	Trust   TrustLevel   `json:"trust"`
+	// Scope is the policy's scope that decided; empty outside all scopes.
+	Scope string `json:"scope,omitempty"`
+	// Enforced tells that a policy decided, Developer that there is none.
+	Enforced  bool `json:"enforced"`
+	Developer bool `json:"developer"`
+	// Signer is set once the chain led to a root; the verdict may still be no.
+	Signer *Signer       `json:"signer,omitempty"`
+	Digest digest.Digest `json:"digest,omitempty"`
+	// SignedDigest names what was signed, however the signature is encoded.
+	SignedDigest digest.Digest `json:"signed_digest,omitempty"`
+	// Agent is id and version of the agent manifest.
+	Agent    string   `json:"agent,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+	Checks   []Check  `json:"checks,omitempty"`
+}
+
+// Signer is who signed, from the certificate.
+type Signer struct {
+	Email   string `json:"email,omitempty"`
+	Subject string `json:"subject"`
+	Issuer  string `json:"issuer"`
+	// Serial is hexadecimal.
+	Serial string `json:"serial"`
+	// Fingerprint is the SHA-256 of the certificate.
+	Fingerprint string `json:"fingerprint"`
+}
+
+// Check is one step of a judgement. Steps after the first that failed are not
+// there.
+type Check struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail,omitempty"`
+}
+
+// Line is the verdict in one line.
+func (vd *Verdict) Line() string {
+	if !vd.Allowed {
+		return fault.OneLine(fmt.Sprintf("refused (%s): %s", vd.Reason, vd.Message))
+	}
+	parts := []string{"allowed as " + string(vd.Trust)}
+	if vd.Signer != nil {
+		parts = append(parts, "signed by "+vd.Signer.Email)
+	}
+	switch {
+	case vd.Developer:
+		parts = append(parts, "no policy is configured")
+	case vd.Scope != "":
+		parts = append(parts, "scope "+vd.Scope)
+	default:
+		parts = append(parts, "outside all scopes")
+	}
+	if vd.Agent != "" {
+		parts = append(parts, vd.Agent)
+	}
+	return fault.OneLine(strings.Join(append(parts, string(vd.Digest)), ", "))
+}
