@@ -1,0 +1,3 @@
+module github.com/mentatlab/sdk-go
+
+go 1.24
