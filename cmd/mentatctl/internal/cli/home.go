@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mentatlab/mentat/internal/fault"
+)
+
+// Environment variables that replace the places of a person's own files.
+const (
+	homeEnv       = "MENTAT_HOME"
+	caEnv         = "MENTAT_CA"
+	passphraseEnv = "MENTAT_PASSPHRASE" // #nosec G101 -- a variable's name
+	hostEnv       = "MENTAT_HOST"
+)
+
+// home is the directory of a person's own files, ~/.mentat.
+func home() (string, error) {
+	if dir := os.Getenv(homeEnv); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserHomeDir()
+	if err != nil {
+		return "", fault.Wrap(err, fault.NotFound, "", "cannot find the home directory").WithHint("set HOME or %s", homeEnv)
+	}
+	return filepath.Join(dir, ".mentat"), nil
+}
+
+// userConfig is ~/.mentat/config.toml.
+type userConfig struct {
+	// CA is the directory of the certificate authority.
+	CA string `toml:"ca"`
+}
+
+// caDir is where the certificate authority is: what the flag says, else the
+// environment, else ~/.mentat/config.toml, else ~/.mentat/ca.
+func caDir(flag string) (string, error) {
+	if flag != "" {
+		return flag, nil
+	}
+	if dir := os.Getenv(caEnv); dir != "" {
+		return dir, nil
+	}
+	dir, err := home()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "config.toml")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return filepath.Join(dir, "ca"), nil
+	}
+	if err != nil {
+		return "", fault.Wrap(err, fault.Usage, path, "cannot read the configuration")
+	}
+	var c userConfig
+	dec := toml.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			return "", fault.New(fault.Usage, path, "unknown key %q, allowed is ca", strings.Join(strict.Errors[0].Key(), "."))
+		}
+		return "", fault.Wrap(err, fault.Usage, path, "the configuration is malformed")
+	}
+	switch {
+	case c.CA == "":
+		return filepath.Join(dir, "ca"), nil
+	case filepath.IsAbs(c.CA):
+		return c.CA, nil
+	}
+	return filepath.Join(dir, c.CA), nil
+}

@@ -1,0 +1,479 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/mentatlab/mentat/capability"
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/agentdir"
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
+	"github.com/mentatlab/mentat/manifest/module"
+	"github.com/mentatlab/mentat/oci"
+	"github.com/mentatlab/mentat/verifier"
+)
+
+type inspectResult struct {
+	display.Header
+	Target string        `json:"target"`
+	Root   digest.Digest `json:"digest"`
+	By     string        `json:"by,omitempty"`
+	Images []inspected   `json:"images"`
+	// Drift says how an agent's directory differs from its artifact.
+	Drift []string `json:"drift,omitempty"`
+}
+
+type inspected struct {
+	Digest      digest.Digest     `json:"digest"`
+	Form        oci.Form          `json:"form"`
+	Platform    string            `json:"platform,omitempty"`
+	ID          string            `json:"id,omitempty"`
+	Version     string            `json:"version,omitempty"`
+	Description string            `json:"description,omitempty"`
+	Runtime     string            `json:"runtime,omitempty"`
+	Size        int64             `json:"size"`
+	Blobs       []blobInfo        `json:"blobs"`
+	Module      *moduleInfo       `json:"module,omitempty"`
+	Signed      *signatureInfo    `json:"signed,omitempty"`
+	Verdict     *verifier.Verdict `json:"verdict"`
+	Grant       *grantInfo        `json:"grant,omitempty"`
+	MemoryLimit int64             `json:"memory_limit,omitempty"`
+	Deadline    string            `json:"deadline,omitempty"`
+}
+
+type blobInfo struct {
+	MediaType string        `json:"mediaType"`
+	Digest    digest.Digest `json:"digest"`
+	Size      int64         `json:"size"`
+}
+
+type moduleInfo struct {
+	Digest  digest.Digest    `json:"digest"`
+	Size    int64            `json:"size"`
+	Entry   string           `json:"entry"`
+	Imports []string         `json:"imports"`
+	Globals map[string]int64 `json:"globals,omitempty"`
+	// MemoryMin and MemoryMax are in bytes; a maximum of 0 is none.
+	MemoryMin uint64 `json:"memory_min"`
+	MemoryMax uint64 `json:"memory_max,omitempty"`
+}
+
+// signatureInfo is what an attestation says of itself; whether it is believed is
+// the verdict's matter.
+type signatureInfo struct {
+	Subject   string    `json:"subject"`
+	Email     string    `json:"email,omitempty"`
+	Issuer    string    `json:"issuer"`
+	Algorithm string    `json:"algorithm"`
+	Time      string    `json:"time"`
+	NotAfter  time.Time `json:"not_after"`
+	BoundTo   string    `json:"bound_to,omitempty"`
+}
+
+type grantInfo struct {
+	Trust     verifier.TrustLevel `json:"trust"`
+	Granted   []string            `json:"granted"`
+	Decisions []decisionInfo      `json:"decisions"`
+}
+
+type decisionInfo struct {
+	Capability string `json:"capability"`
+	Allowed    bool   `json:"allowed"`
+	Rule       string `json:"rule"`
+}
+
+func (r *inspectResult) Text(w *display.Writer) {
+	for i, im := range r.Images {
+		name := r.Target
+		if im.ID != "" {
+			name = im.ID + " " + im.Version
+		}
+		w.Line("%s (%s)", name, formText(im.Form))
+		w.Field("about", "%s", im.Description)
+		w.Field("digest", "%s", im.Digest)
+		if len(r.Images) > 1 {
+			w.Field("platform", "%s", im.Platform)
+		}
+		w.Field("size", "%s in %s", display.Size(im.Size), display.Count(len(im.Blobs), "blob", "blobs"))
+		if m := im.Module; m != nil {
+			w.Field("module", "%s, entry %s, %s", display.Size(m.Size), m.Entry, memoryText(m))
+			w.Field("imports", "%s", importsText(m.Imports))
+			for _, name := range sortedKeys(m.Globals) {
+				w.Field("global", "%s = %d", name, m.Globals[name])
+			}
+		}
+		if s := im.Signed; s != nil {
+			who := s.Email
+			if who == "" {
+				who = s.Subject
+			}
+			w.Field("signed by", "%s", who)
+			w.Field("issuer", "%s", s.Issuer)
+			w.Field("signed at", "%s with %s, certificate until %s", s.Time, s.Algorithm, display.Date(s.NotAfter))
+			w.Field("bound to", "%s", s.BoundTo)
+		} else {
+			w.Field("signed by", "nobody")
+		}
+		w.Field("verdict", "%s", verdictLine(im.Verdict))
+		if im.MemoryLimit > 0 {
+			w.Field("memory", "at most %s", display.Size(im.MemoryLimit))
+		}
+		w.Field("deadline", "%s", im.Deadline)
+		im.Grant.text(w)
+		if i == 0 {
+			w.List("drift", r.Drift)
+		}
+	}
+	if r.By != "" {
+		w.Line("judged by %s", r.By)
+	}
+}
+
+func (g *grantInfo) text(w *display.Writer) {
+	switch {
+	case g == nil:
+		return
+	case len(g.Decisions) == 0:
+		w.Field("grant", "none asked for")
+	}
+	for i, d := range g.Decisions {
+		name := ""
+		if i == 0 {
+			name = "grant"
+		}
+		switch {
+		case d.Allowed:
+			w.Field(name, "granted  %s", d.Capability)
+		case d.Rule == "trust":
+			w.Field(name, "denied   %s: an untrusted agent is granted nothing", d.Capability)
+		default:
+			w.Field(name, "denied   %s: by the %s", d.Capability, d.Rule)
+		}
+	}
+}
+
+func formText(f oci.Form) string {
+	switch f {
+	case oci.FormWASM:
+		return "WASM agent"
+	case oci.FormContainer:
+		return "container agent"
+	case oci.FormDual:
+		return "container agent and WASM agent"
+	case oci.FormPlainWASM:
+		return "WASM without an agent manifest"
+	case oci.FormImage:
+		return "container image"
+	}
+	return "not runnable"
+}
+
+func verdictLine(vd *verifier.Verdict) string {
+	switch {
+	case !vd.Allowed:
+		return vd.Line()
+	case vd.Developer:
+		return "no policy is configured, so nobody is trusted"
+	case vd.Scope != "":
+		return fmt.Sprintf("allowed as %s in scope %s", vd.Trust, vd.Scope)
+	}
+	return fmt.Sprintf("allowed as %s, outside all scopes", vd.Trust)
+}
+
+func memoryText(m *moduleInfo) string {
+	if m.MemoryMax == 0 {
+		return "memory from " + display.Size(int64(m.MemoryMin))
+	}
+	return fmt.Sprintf("memory %s to %s", display.Size(int64(m.MemoryMin)), display.Size(int64(m.MemoryMax)))
+}
+
+// importsText counts imports by module, and names those of our own ABI.
+func importsText(imports []string) string {
+	var order, named []string
+	count := map[string]int{}
+	for _, i := range imports {
+		mod, name, _ := strings.Cut(i, ".")
+		if count[mod] == 0 {
+			order = append(order, mod)
+		}
+		count[mod]++
+		if mod == module.ModuleMentat {
+			named = append(named, name)
+		}
+	}
+	var parts []string
+	for _, mod := range order {
+		text := fmt.Sprintf("%s %d", mod, count[mod])
+		if mod == module.ModuleMentat {
+			text += " (" + strings.Join(named, " ") + ")"
+		}
+		parts = append(parts, text)
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func sortedKeys(m map[string]int64) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (a *app) inspectCmd() *cobra.Command {
+	var trust trustFlags
+	var f remoteFlags
+	var as string
+	cmd := &cobra.Command{
+		Use:   "inspect TARGET",
+		Short: "Show what an agent is, who signed it and what it may do",
+		Long: `Show an agent: its parts and their sizes, the module's entry and imports, who
+signed it, what the policy says to that, and the effective grant: what the
+manifest asks for and the policy allows. A container or mentatctl run must give
+directories and variables besides.
+
+A target is an agent's directory or manifest.yaml, an OCI layout, or an image
+reference. inspect ends with 0 also for what the policy refuses.`,
+		Example: `  mentatctl inspect hello
+  mentatctl inspect --policy policy.yaml registry.example.com/agents/hello:0.1.0`,
+		Args: wantArgs(1, 1, "one directory, layout or reference"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := trust.check(cmd); err != nil {
+				return err
+			}
+			r, err := a.inspect(cmd.Context(), args[0], as, &trust, &f)
+			if err != nil {
+				return err
+			}
+			return a.printer().Result(r)
+		},
+	}
+	trust.add(cmd)
+	trust.addRoots(cmd)
+	f.add(cmd)
+	cmd.Flags().StringVar(&as, "as", "", "judge a local artifact as if it were published as this `REFERENCE`")
+	a.outputs(cmd)
+	a.progresses(cmd)
+	return cmd
+}
+
+func (a *app) inspect(ctx context.Context, name, as string, trust *trustFlags, f *remoteFlags) (*inspectResult, error) {
+	j, err := a.verifier(ctx, trust)
+	if err != nil {
+		return nil, err
+	}
+	progress := a.newProgress()
+	defer progress.Close()
+	t, err := a.open(ctx, name, f, progress)
+	if err != nil {
+		return nil, err
+	}
+	found, err := t.artifacts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &inspectResult{Header: display.Head("inspect"), Target: name, Root: t.root.Digest, By: j.by}
+	for _, one := range found {
+		im, err := inspectOne(ctx, t, one, j, t.judgedAs(as))
+		if err != nil {
+			return nil, err
+		}
+		r.Images = append(r.Images, *im)
+	}
+	if t.dir != nil {
+		r.Drift, err = t.dir.Drift(found[0].Artifact)
+	}
+	return r, err
+}
+
+func inspectOne(ctx context.Context, t *target, one fetchedArtifact, j *judgement, ref string) (*inspected, error) {
+	im := &inspected{
+		Digest: one.Digest, Form: one.Form, Platform: one.platform, Size: artifactSize(one.Artifact),
+		Verdict: j.Verify(ctx, verifier.Input{Reference: ref, Artifact: one.Artifact}),
+		Blobs:   []blobInfo{{one.Manifest.Config.MediaType, one.Manifest.Config.Digest, one.Manifest.Config.Size}},
+	}
+	for _, l := range one.Manifest.Layers {
+		im.Blobs = append(im.Blobs, blobInfo{l.MediaType, l.Digest, l.Size})
+	}
+	if att, err := verifier.ReadAttestation(one.Raw); err == nil {
+		im.Signed = &signatureInfo{
+			Subject: att.Signer.Subject, Issuer: att.Signer.Issuer, Algorithm: att.Algorithm, Time: att.Timestamp,
+			NotAfter: att.Chain[0].NotAfter.UTC(), BoundTo: att.Subject.Repository,
+			Email: strings.Join(att.Chain[0].EmailAddresses, ", "),
+		}
+	}
+	if one.Module != nil {
+		info, err := inspectModule(ctx, t.fetcher, one.Artifact)
+		if err != nil {
+			return nil, err
+		}
+		im.Module = info
+	}
+	if one.Agent == nil {
+		return im, nil
+	}
+	im.ID, im.Version, im.Description, im.Runtime = one.Agent.ID, one.Agent.Version, one.Agent.Description, one.Agent.Runtime
+	im.MemoryLimit = one.Agent.MemoryLimit()
+	if d := one.Agent.Deadline(); d > 0 {
+		im.Deadline = d.String()
+	}
+	if one.Agent.WASMAgent() || one.Module != nil {
+		im.Grant = grantOf(one.Agent, im.Verdict, j)
+	}
+	return im, nil
+}
+
+func inspectModule(ctx context.Context, f oci.Fetcher, artifact *oci.Artifact) (*moduleInfo, error) {
+	data, err := oci.ReadBlob(ctx, f, *artifact.Module, limits.ModuleBytes)
+	if err != nil {
+		return nil, err
+	}
+	info, err := module.Inspect(data)
+	if err != nil {
+		return nil, err
+	}
+	m := &moduleInfo{Digest: artifact.Module.Digest, Size: artifact.Module.Size, Entry: info.Entry, Globals: info.Globals,
+		MemoryMin: info.MemoryMinPages * wasmPage, MemoryMax: info.MemoryMaxPages * wasmPage, Imports: importNames(info)}
+	return m, nil
+}
+
+const wasmPage = 64 * limits.KiB
+
+func importNames(info *module.Info) []string {
+	names := []string{}
+	for _, i := range info.Imports {
+		names = append(names, i.Module+"."+i.Name)
+	}
+	return names
+}
+
+// grantOf is what an agent may do at its trust level, as far as manifest and
+// policy decide it.
+func grantOf(agent *manifest.Manifest, vd *verifier.Verdict, j *judgement) *grantInfo {
+	var policy []manifest.Capability
+	if j.Policy() != nil {
+		policy = j.Policy().Grants(vd.Trust)
+	}
+	grant := capability.Effective(capability.Request{Manifest: agent, Trust: string(vd.Trust), Policy: policy})
+	g := &grantInfo{Trust: vd.Trust, Granted: grant.Capabilities, Decisions: []decisionInfo{}}
+	if g.Granted == nil {
+		g.Granted = []string{}
+	}
+	for _, d := range grant.Decisions {
+		g.Decisions = append(g.Decisions, decisionInfo{d.Capability, d.Allowed, d.Rule})
+	}
+	return g
+}
+
+type auditResult struct {
+	display.Header
+	Agents []audited `json:"agents"`
+}
+
+type audited struct {
+	Manifest     string   `json:"manifest"`
+	ID           string   `json:"id"`
+	Version      string   `json:"version"`
+	Capabilities []string `json:"capabilities"`
+	Preopens     []string `json:"preopens"`
+	Env          []string `json:"env"`
+	// Imports is null when there is no module to look at.
+	Imports  []string          `json:"imports"`
+	Problems []display.Problem `json:"problems,omitempty"`
+}
+
+func (r *auditResult) Text(w *display.Writer) {
+	for _, ag := range r.Agents {
+		w.Line("%s %s", ag.ID, ag.Version)
+		w.Field("manifest", "%s", ag.Manifest)
+		if len(ag.Capabilities) == 0 {
+			w.Field("asks for", "nothing")
+		}
+		w.List("asks for", ag.Capabilities)
+		w.List("preopens", ag.Preopens)
+		w.List("env", ag.Env)
+		if ag.Imports == nil {
+			w.Field("imports", "unknown: there is no module")
+		} else {
+			w.Field("imports", "%s", importsText(ag.Imports))
+		}
+	}
+}
+
+func (a *app) auditCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "audit-capabilities DIR|MANIFEST...",
+		Short: "Show what agents ask for beside what their modules import",
+		Long: `Show, for each agent, the capabilities, directories and variables that its
+manifest asks for beside the functions that its module imports. Directories,
+hosts and variables without their capability are problems and end with 3.
+
+What an agent does with a capability cannot be told from its imports.`,
+		Example: `  mentatctl audit-capabilities agents/*/manifest.yaml`,
+		Args:    wantArgs(1, -1, "a directory or a manifest"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r := &auditResult{Header: display.Head("audit-capabilities"), Agents: []audited{}}
+			err := each(args, func(path string) error {
+				ag, err := audit(path)
+				if ag != nil {
+					r.Agents = append(r.Agents, *ag)
+				}
+				return err
+			})
+			if len(r.Agents) == 0 {
+				return err
+			}
+			if printErr := a.printer().Result(r); printErr != nil {
+				return printErr
+			}
+			if err != nil && a.format == display.JSON {
+				return reported{err}
+			}
+			return err
+		},
+	}
+	a.outputs(cmd)
+	return cmd
+}
+
+func audit(path string) (*audited, error) {
+	d, err := agentdir.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	ag := &audited{Manifest: d.ManifestPath(), ID: d.Manifest.ID, Version: d.Manifest.Version, Capabilities: []string{}, Preopens: []string{}, Env: []string{}}
+	for _, c := range d.Manifest.Capabilities() {
+		ag.Capabilities = append(ag.Capabilities, c.String())
+	}
+	if w := d.Manifest.WASM; w != nil && w.WASI != nil {
+		for dir, mode := range w.WASI.Preopens {
+			ag.Preopens = append(ag.Preopens, dir+": "+mode)
+		}
+		slices.Sort(ag.Preopens)
+		ag.Env = append(ag.Env, w.WASI.Env...)
+	}
+	_, info, err := d.ReadModule()
+	switch {
+	case fault.ReasonOf(err) == fault.NotFound:
+	case err != nil:
+		return nil, err
+	case info != nil:
+		ag.Imports = importNames(info)
+	}
+	err = errors.Join(d.Manifest.Lint()...)
+	ag.Problems = display.Problems(err)
+	return ag, err
+}

@@ -1,0 +1,485 @@
+package cli
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/keyfile"
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/pki"
+)
+
+func (a *app) pkiCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "pki",
+		Short: "Keep a certificate authority for signing agents",
+		Long: `Keep a small certificate authority in a directory: a root, an agent CA below it,
+the certificates of developers, and the revocation lists of both.
+
+The directory is --ca, else $` + caEnv + `, else ca in ~/.mentat/config.toml, else
+~/.mentat/ca.`,
+		Example: `  mentatctl pki init
+  mentatctl pki request-cert --email developer@mentatlab.com
+  mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise`,
+		Args: subcommandWanted,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.pkiInitCmd(), a.pkiRequestCmd(), a.pkiRevokeCmd(), a.pkiCRLCmd(), a.pkiListCmd(), a.pkiPolicyCmd())
+	return cmd
+}
+
+// caFlags say which certificate authority is meant.
+type caFlags struct {
+	dir  string
+	pass passphraseFlags
+}
+
+func (f *caFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.dir, "ca", "", "the certificate authority's `DIR` (default: $"+caEnv+" or ~/.mentat/ca)")
+}
+
+func (a *app) openCA(ctx context.Context, f *caFlags) (*pki.CA, error) {
+	dir, err := caDir(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, dir, "there is no certificate authority").
+			WithHint("mentatctl pki init makes one, --ca names another")
+	}
+	return pki.Open(dir, pki.OpenOptions{Passphrase: func() ([]byte, error) {
+		return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.RootKey))
+	}})
+}
+
+type pkiInitResult struct {
+	display.Header
+	Directory string   `json:"directory"`
+	Root      certInfo `json:"root"`
+	Agent     certInfo `json:"agent_ca"`
+	Warnings  []string `json:"warnings,omitempty"`
+}
+
+type certInfo struct {
+	Subject  string    `json:"subject"`
+	Serial   string    `json:"serial"`
+	NotAfter time.Time `json:"not_after"`
+}
+
+func infoOf(c *x509.Certificate) certInfo {
+	return certInfo{Subject: c.Subject.String(), Serial: c.SerialNumber.Text(16), NotAfter: c.NotAfter.UTC()}
+}
+
+func (r *pkiInitResult) Text(w *display.Writer) {
+	w.Line("made a certificate authority in %s", r.Directory)
+	w.Field("root", "%s, until %s", r.Root.Subject, display.Date(r.Root.NotAfter))
+	w.Field("agent CA", "%s, until %s", r.Agent.Subject, display.Date(r.Agent.NotAfter))
+	w.List("warning", r.Warnings)
+	w.Line("next: mentatctl pki request-cert --email YOU@EXAMPLE.COM")
+}
+
+func (a *app) pkiInitCmd() *cobra.Command {
+	var f caFlags
+	var o pki.InitOptions
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Make a certificate authority",
+		Long: `Make a root (10 years, RSA 4096), an agent CA below it (5 years, RSA 3072) and the
+first revocation list of each. Nothing that is there is overwritten.
+
+The root's key is encrypted when there is a passphrase. Move it off the machine
+once the agent CA exists: it is needed again only to renew the root's list.`,
+		Example: `  mentatctl pki init
+  mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := caDir(f.dir)
+			if err != nil {
+				return err
+			}
+			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+				return fault.New(fault.Exists, dir, "is not empty").WithHint("a certificate authority is never overwritten: choose another directory with --ca")
+			}
+			if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
+				return err
+			}
+			o.Now = a.now()
+			progress := a.newProgress()
+			done := progress.Step("making keys")
+			ca, err := pki.Init(dir, o)
+			done()
+			if err != nil {
+				return err
+			}
+			return a.printer().Result(&pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings()})
+		},
+	}
+	f.add(cmd)
+	f.pass.add(cmd)
+	cmd.Flags().StringVar(&o.Org, "org", "", "the organization's `NAME` in every certificate (default MentatLab)")
+	cmd.Flags().StringVar(&o.Country, "country", "", "the country's two-letter `CODE` in every certificate (default US)")
+	cmd.Flags().StringVar(&o.CRLURL, "crl-url", "", "the `URL` under which the files of DIR/crl will be published")
+	cmd.Flags().DurationVar(&o.AgentCRLLife, "crl-life", 0, "how long a revocation list of the agent CA counts (default 24h)")
+	a.outputs(cmd)
+	a.progresses(cmd)
+	return cmd
+}
+
+type requestResult struct {
+	display.Header
+	Certificate string   `json:"certificate"`
+	Key         string   `json:"key"`
+	Leaf        certInfo `json:"leaf"`
+	Issuer      string   `json:"issuer"`
+}
+
+func (r *requestResult) Text(w *display.Writer) {
+	w.Line("issued %s", r.Leaf.Subject)
+	w.Field("certificate", "%s", r.Certificate)
+	w.Field("key", "%s", r.Key)
+	w.Field("issuer", "%s", r.Issuer)
+	w.Field("serial", "%s", r.Leaf.Serial)
+	w.Field("expires", "%s", display.Date(r.Leaf.NotAfter))
+}
+
+func (a *app) pkiRequestCmd() *cobra.Command {
+	var f caFlags
+	var r pki.CertRequest
+	cmd := &cobra.Command{
+		Use:   "request-cert",
+		Short: "Make a signing key and have it certified",
+		Long: `Make an RSA key, have the certificate authority issue a code signing certificate
+for it, and write both. Neither file may exist. The certificate's file holds the
+chain as sign wants it.
+
+The key is encrypted when there is a passphrase.`,
+		Example: `  mentatctl pki request-cert \
+    --email developer@mentatlab.com \
+    --output ~/.mentat/signing.crt \
+    --key ~/.mentat/signing.key`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if r.Email == "" {
+				return fault.New(fault.Usage, "", "request-cert needs --email")
+			}
+			dir, err := home()
+			if err != nil && (r.CertFile == "" || r.KeyFile == "") {
+				return err
+			}
+			if r.CertFile == "" {
+				r.CertFile = filepath.Join(dir, "signing.crt")
+			}
+			if r.KeyFile == "" {
+				r.KeyFile = filepath.Join(dir, "signing.key")
+			}
+			ca, err := a.openCA(cmd.Context(), &f)
+			if err != nil {
+				return err
+			}
+			for _, path := range []string{r.CertFile, r.KeyFile} {
+				if _, err := os.Lstat(path); err == nil {
+					return fault.New(fault.Exists, path, "is there already and is not overwritten")
+				}
+			}
+			if r.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, r.KeyFile); err != nil {
+				return err
+			}
+			r.Now = a.now()
+			chain, err := ca.RequestCert(r)
+			if err != nil {
+				return err
+			}
+			return a.printer().Result(&requestResult{Header: display.Head("pki-request-cert"), Certificate: r.CertFile, Key: r.KeyFile, Leaf: infoOf(chain[0]), Issuer: chain[0].Issuer.String()})
+		},
+	}
+	f.add(cmd)
+	f.pass.add(cmd)
+	cmd.Flags().StringVar(&r.Email, "email", "", "the developer's `EMAIL`, which policies name")
+	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the certificate and its chain (default ~/.mentat/signing.crt)")
+	cmd.Flags().StringVar(&r.KeyFile, "key", "", "the `FILE` for the key (default ~/.mentat/signing.key)")
+	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
+	// --output is the specification's name for the certificate's file.
+	cmd.Flags().Var(&a.format, "format", "print the result as text or json")
+	fixedCompletion(cmd, "format", "text", "json")
+	return cmd
+}
+
+type revokeResult struct {
+	display.Header
+	Serial string `json:"serial"`
+	Reason string `json:"reason"`
+	List   string `json:"list"`
+}
+
+func (r *revokeResult) Text(w *display.Writer) {
+	w.Line("revoked %s", r.Serial)
+	w.Field("reason", "%s", r.Reason)
+	w.Field("list", "%s", r.List)
+	w.Line("publish the list: nodes refuse the certificate once they have it")
+}
+
+func (a *app) pkiRevokeCmd() *cobra.Command {
+	var f caFlags
+	var reasonName string
+	cmd := &cobra.Command{
+		Use:   "revoke SERIAL|CERTIFICATE",
+		Short: "Revoke a certificate",
+		Long: `Revoke a certificate, named by its serial number or its file, and write a new
+revocation list. What it signed is refused from then on, also what it signed
+before.`,
+		Example: `  mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise
+  mentatctl pki revoke 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3`,
+		Args: wantArgs(1, 1, "one serial number or certificate file"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ca, err := a.openCA(cmd.Context(), &f)
+			if err != nil {
+				return err
+			}
+			reason, err := pki.ParseReason(reasonName)
+			if err != nil {
+				return fault.Wrap(err, fault.Usage, "", "--reason")
+			}
+			serial, err := serialOf(args[0])
+			if err != nil {
+				return err
+			}
+			if err := ca.Revoke(serial, reason, a.now()); err != nil {
+				return err
+			}
+			list := pki.AgentCRL
+			if serial.Cmp(ca.Agent().SerialNumber) == 0 {
+				list = pki.RootCRL
+			}
+			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: filepath.Join(ca.Dir(), filepath.FromSlash(list))})
+		},
+	}
+	f.add(cmd)
+	f.pass.add(cmd)
+	cmd.Flags().StringVar(&reasonName, "reason", "unspecified", "why, in RFC 5280's `WORD`: keyCompromise, superseded, affiliationChanged, cessationOfOperation, privilegeWithdrawn …")
+	a.outputs(cmd)
+	return cmd
+}
+
+// serialOf reads a serial number, or the first certificate of a file.
+func serialOf(arg string) (*big.Int, error) {
+	if _, err := os.Stat(arg); err != nil {
+		serial, perr := pki.ParseSerial(arg)
+		if perr != nil {
+			return nil, fault.New(fault.Usage, arg, "neither a certificate file nor a serial number in hexadecimal")
+		}
+		return serial, nil
+	}
+	data, err := keyfile.Read(arg, "certificate")
+	if err != nil {
+		return nil, err
+	}
+	chain, err := verifier.ParseChain(arg, data)
+	if err != nil {
+		return nil, err
+	}
+	return chain[0].SerialNumber, nil
+}
+
+type crlResult struct {
+	display.Header
+	Lists []crlInfo `json:"lists"`
+}
+
+type crlInfo struct {
+	Issuer     string    `json:"issuer"`
+	File       string    `json:"file"`
+	Number     string    `json:"number"`
+	ThisUpdate time.Time `json:"this_update"`
+	NextUpdate time.Time `json:"next_update"`
+	Revoked    int       `json:"revoked"`
+}
+
+func (r *crlResult) Text(w *display.Writer) {
+	for _, l := range r.Lists {
+		w.Line("%s", l.Issuer)
+		w.Field("list", "%s", l.File)
+		w.Field("number", "%s", l.Number)
+		w.Field("revoked", "%s", display.Count(l.Revoked, "certificate", "certificates"))
+		w.Field("counts", "until %s", display.Date(l.NextUpdate))
+	}
+}
+
+func (a *app) pkiCRLCmd() *cobra.Command {
+	var f caFlags
+	var root, show bool
+	cmd := &cobra.Command{
+		Use:   "crl",
+		Short: "Write a new revocation list",
+		Long: `Write a new list of the agent CA, with --root also one of the root, which needs
+its key. Do so before the old one ends: nodes refuse agents when they cannot tell
+whether their signers are revoked.`,
+		Example: `  mentatctl pki crl
+  mentatctl pki crl --root
+  mentatctl pki crl --show --output json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := exclusive(cmd, "root", "show"); err != nil {
+				return err
+			}
+			ca, err := a.openCA(cmd.Context(), &f)
+			if err != nil {
+				return err
+			}
+			if root {
+				if err := ca.RenewRootCRL(a.now()); err != nil {
+					return err
+				}
+			}
+			if !show {
+				if err := ca.RenewCRL(a.now()); err != nil {
+					return err
+				}
+			}
+			r := &crlResult{Header: display.Head("pki-crl")}
+			for _, name := range []string{pki.RootCRL, pki.AgentCRL} {
+				l, err := readCRL(filepath.Join(ca.Dir(), filepath.FromSlash(name)))
+				if err != nil {
+					return err
+				}
+				r.Lists = append(r.Lists, *l)
+			}
+			return a.printer().Result(r)
+		},
+	}
+	f.add(cmd)
+	f.pass.add(cmd)
+	cmd.Flags().BoolVar(&root, "root", false, "write the root's list too")
+	cmd.Flags().BoolVar(&show, "show", false, "write nothing, show the lists")
+	a.outputs(cmd)
+	return cmd
+}
+
+func readCRL(path string) (*crlInfo, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.NotFound, path, "cannot read the revocation list")
+	}
+	if block, _ := pem.Decode(data); block != nil {
+		data = block.Bytes
+	}
+	list, err := x509.ParseRevocationList(data)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, path, "the revocation list is malformed")
+	}
+	return &crlInfo{
+		Issuer: list.Issuer.String(), File: path, Number: list.Number.String(),
+		ThisUpdate: list.ThisUpdate.UTC(), NextUpdate: list.NextUpdate.UTC(), Revoked: len(list.RevokedCertificateEntries),
+	}, nil
+}
+
+type listResult struct {
+	display.Header
+	Directory    string       `json:"directory"`
+	Certificates []pki.Record `json:"certificates"`
+	now          time.Time
+}
+
+func (r *listResult) Text(w *display.Writer) {
+	var rows [][]string
+	for _, c := range r.Certificates {
+		name, state := c.Email, "valid until "+display.Date(c.NotAfter)
+		if name == "" {
+			name = c.Subject
+		}
+		switch {
+		case !c.Revoked.IsZero():
+			state = "revoked " + display.Date(c.Revoked) + ", " + c.Reason
+		case r.now.After(c.NotAfter):
+			state = "expired " + display.Date(c.NotAfter)
+		}
+		rows = append(rows, []string{c.Serial, name, state})
+	}
+	w.Table([]string{"SERIAL", "HOLDER", "STATE"}, rows)
+}
+
+func (a *app) pkiListCmd() *cobra.Command {
+	var f caFlags
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List the certificates that were issued",
+		Example: "  mentatctl pki list --output json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ca, err := a.openCA(cmd.Context(), &f)
+			if err != nil {
+				return err
+			}
+			all, err := ca.Issued()
+			if err != nil {
+				return err
+			}
+			return a.printer().Result(&listResult{Header: display.Head("pki-list"), Directory: ca.Dir(), Certificates: all, now: a.now()})
+		},
+	}
+	f.add(cmd)
+	a.outputs(cmd)
+	return cmd
+}
+
+type policyResult struct {
+	display.Header
+	Policy string `json:"policy"`
+}
+
+func (r *policyResult) Text(w *display.Writer) {
+	w.Line("wrote %s and its trust store", r.Policy)
+	w.Line("it denies every agent in its scope that these identities did not sign")
+}
+
+func (a *app) pkiPolicyCmd() *cobra.Command {
+	var f caFlags
+	var o pki.PolicyOptions
+	cmd := &cobra.Command{
+		Use:   "policy DIR",
+		Short: "Write a policy that trusts this certificate authority",
+		Long: `Write policy.yaml, and the trust store that it names, into a directory such as
+/etc/mentat. It enforces one scope: what is published there must be signed by the
+identities given. Edit it as needed; unknown keys are refused.`,
+		Example: `  mentatctl pki policy --scope 'registry.example.com/agents/**' --identity dev@example.com /etc/mentat
+  mentatctl verify --policy /etc/mentat/policy.yaml registry.example.com/agents/hello:0.1.0`,
+		Args: wantArgs(1, 1, "one directory"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(o.Match) == 0 || len(o.Emails) == 0 {
+				return fault.New(fault.Usage, "", "pki policy needs --scope and --identity: what is enforced, and who may sign it")
+			}
+			ca, err := a.openCA(cmd.Context(), &f)
+			if err != nil {
+				return err
+			}
+			// What could not be read back is not written.
+			if _, err := verifier.ParsePolicy("policy", ca.StarterPolicy(o)); err != nil {
+				return fault.Wrap(err, fault.Usage, "", "these flags make no policy")
+			}
+			path, err := ca.WriteStarter(args[0], o)
+			if err != nil {
+				return err
+			}
+			return a.printer().Result(&policyResult{Header: display.Head("pki-policy"), Policy: path})
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringArrayVar(&o.Match, "scope", nil, "enforce it for these references: `HOST/REPOSITORY`, HOST/PATH/** or *; may be repeated")
+	cmd.Flags().StringArrayVar(&o.Emails, "identity", nil, "trust this signer's `EMAIL`; may be repeated")
+	cmd.Flags().StringArrayVar(&o.Publishers, "publisher", nil, "treat what this signer's `EMAIL` signed as verified; may be repeated")
+	cmd.Flags().BoolVar(&o.AllowUnsignedContainers, "allow-unsigned-containers", false, "let ordinary container images of the scope run unsigned")
+	cmd.Flags().BoolVar(&o.DenyOutside, "deny-outside", false, "refuse ordinary images outside the scope")
+	cmd.Flags().StringVar(&o.Grace, "grace", "", "how long a revocation list counts past its end, a `DURATION` like 24h")
+	a.outputs(cmd)
+	return cmd
+}

@@ -1,0 +1,110 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
+	"github.com/mentatlab/mentat/internal/fault"
+)
+
+// maxSecret bounds a password or passphrase.
+const maxSecret = 4096
+
+// passphraseFlags say where a key's passphrase comes from.
+type passphraseFlags struct{ env string }
+
+func (f *passphraseFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.env, "passphrase-env", passphraseEnv, "the environment `VARIABLE` with the key's passphrase; without it the terminal is asked")
+}
+
+// passphrase returns the passphrase of an existing key.
+func (a *app) passphrase(ctx context.Context, f *passphraseFlags, what string) ([]byte, error) {
+	if v, ok := os.LookupEnv(f.env); ok && v != "" {
+		return []byte(v), nil
+	}
+	if !display.IsTerminal(a.stdin) {
+		return nil, fault.New(fault.AccessDenied, "", "%s is not set and there is no terminal to ask", f.env)
+	}
+	return a.ask(ctx, fmt.Sprintf("passphrase of %s: ", what))
+}
+
+// newPassphrase returns the passphrase for a key that is about to be made; nil
+// for a key that shall not be encrypted.
+func (a *app) newPassphrase(ctx context.Context, f *passphraseFlags, what string) ([]byte, error) {
+	if v, ok := os.LookupEnv(f.env); ok && v != "" {
+		return []byte(v), nil
+	}
+	if !display.IsTerminal(a.stdin) {
+		return nil, nil
+	}
+	first, err := a.ask(ctx, fmt.Sprintf("new passphrase of %s (empty: not encrypted): ", what))
+	if err != nil || len(first) == 0 {
+		return nil, err
+	}
+	second, err := a.ask(ctx, "once more: ")
+	if err == nil && !bytes.Equal(first, second) {
+		err = fault.New(fault.Usage, what, "the two passphrases differ")
+	}
+	return first, err
+}
+
+// ask reads a line from the terminal without echo.
+func (a *app) ask(ctx context.Context, prompt string) ([]byte, error) {
+	file, ok := a.stdin.(*os.File)
+	if !ok {
+		return nil, fault.New(fault.Internal, "stdin", "is not a terminal")
+	}
+	fd := int(file.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "stdin", "cannot use the terminal")
+	}
+	fmt.Fprint(a.stderr, "mentatctl: "+fault.OneLine(prompt))
+	defer fmt.Fprintln(a.stderr)
+	type answer struct {
+		secret []byte
+		err    error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		secret, err := term.ReadPassword(fd)
+		answered <- answer{secret, err}
+	}()
+	select {
+	case got := <-answered:
+		if got.err != nil {
+			return nil, fault.Wrap(got.err, fault.Canceled, "", "nothing was entered")
+		}
+		return got.secret, nil
+	case <-ctx.Done():
+		// The read goes on until the process ends; the echo comes back now.
+		return nil, fault.Wrap(errors.Join(context.Cause(ctx), term.Restore(fd, before)), fault.Canceled, "", "nothing was entered")
+	}
+}
+
+// readSecret reads a secret from stdin; a line break at its end is not part of it.
+func (a *app) readSecret(what string) (string, error) {
+	data, err := io.ReadAll(io.LimitReader(a.stdin, maxSecret+1))
+	if err != nil {
+		return "", fault.Wrap(err, fault.Usage, "stdin", "cannot read the %s", what)
+	}
+	secret := strings.TrimRight(string(data), "\r\n")
+	switch {
+	case len(data) > maxSecret:
+		return "", fault.New(fault.Usage, "stdin", "the %s is over %d bytes", what, maxSecret)
+	case secret == "":
+		return "", fault.New(fault.Usage, "stdin", "holds no %s", what)
+	case strings.ContainsAny(secret, "\r\n"):
+		return "", fault.New(fault.Usage, "stdin", "the %s has more than one line", what)
+	}
+	return secret, nil
+}

@@ -1,0 +1,294 @@
+package cli
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/agentdir"
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/keyfile"
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/toolchain"
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/verifier"
+)
+
+type signResult struct {
+	display.Header
+	Agents []signedAgent `json:"agents"`
+}
+
+type signedAgent struct {
+	Directory string        `json:"directory"`
+	Manifest  string        `json:"manifest"`
+	ID        string        `json:"id"`
+	Version   string        `json:"version"`
+	Artifact  digest.Digest `json:"artifact"`
+	Packed    bool          `json:"packed"`
+	Signer    string        `json:"signer"`
+	Issuer    string        `json:"issuer"`
+	Expires   time.Time     `json:"expires"`
+	BoundTo   string        `json:"bound_to,omitempty"`
+}
+
+func (r *signResult) Text(w *display.Writer) {
+	for _, s := range r.Agents {
+		w.Line("signed %s %s", s.ID, s.Version)
+		w.Field("artifact", "%s", s.Artifact)
+		w.Field("signer", "%s", s.Signer)
+		w.Field("issuer", "%s", s.Issuer)
+		w.Field("expires", "%s", display.Date(s.Expires))
+		if s.BoundTo != "" {
+			w.Field("bound to", "%s", s.BoundTo)
+		} else {
+			w.Field("bound to", "no repository: manifest.yaml names no image")
+		}
+		w.Field("written to", "%s", s.Manifest)
+	}
+}
+
+type signOptions struct {
+	manifest   string
+	cert, key  string
+	keyEnv     string
+	algorithm  string
+	repository string
+	validFor   time.Duration
+	pass       passphraseFlags
+	build      buildOptions
+}
+
+func (a *app) signCmd() *cobra.Command {
+	o := signOptions{build: buildOptions{kind: toolchain.None}}
+	cmd := &cobra.Command{
+		Use:   "sign [DIR|MANIFEST]...",
+		Short: "Attest an agent's artifact",
+		Long: `Sign the packed artifact of one agent or several. The attestation covers the OCI
+manifest with everything that it names, and is bound to the agent's id, version
+and repository. It is stored in the artifact (DIR/.mentat/layout) and, to be
+read, in manifest.yaml. An artifact that is missing, or older than manifest.yaml
+or the module, is packed first.
+
+Key and certificate are ~/.mentat/signing.key and ~/.mentat/signing.crt, unless
+flags name others. A key variable or file may hold the certificates too.`,
+		Example: `  mentatctl sign agent/
+  mentatctl sign --key-env SIGNING_KEY agents/*/manifest.yaml
+  mentatctl sign \
+    --cert ~/.mentat/signing.crt \
+    --key ~/.mentat/signing.key \
+    --manifest agents/my-agent/manifest.yaml`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.check(cmd); err != nil {
+				return err
+			}
+			if o.manifest != "" {
+				if len(args) > 0 {
+					return fault.New(fault.Usage, "", "--manifest and the argument %q exclude each other", args[0])
+				}
+				args = []string{o.manifest}
+			}
+			if len(args) == 0 {
+				args = []string{"."}
+			}
+			key, chain, err := a.signingKey(cmd.Context(), &o)
+			if err != nil {
+				return err
+			}
+			r := &signResult{Header: display.Head("sign")}
+			err = each(args, func(path string) error {
+				s, err := a.sign(cmd.Context(), path, &o, key, chain)
+				if err == nil {
+					r.Agents = append(r.Agents, *s)
+				}
+				return err
+			})
+			return a.results(r, len(r.Agents) > 0, err)
+		},
+	}
+	cmd.Flags().StringVar(&o.manifest, "manifest", "", "the agent's manifest `FILE`, instead of an argument")
+	cmd.Flags().StringVar(&o.cert, "cert", "", "the signing certificate and its chain, a PEM `FILE`, leaf first")
+	cmd.Flags().StringVar(&o.key, "key", "", "the signing key, a PEM `FILE`")
+	cmd.Flags().StringVar(&o.keyEnv, "key-env", "", "the environment `VARIABLE` with the signing key as PEM text")
+	cmd.Flags().StringVar(&o.algorithm, "algorithm", "", "the signature `ALGORITHM`: SHA256withRSA, SHA256withRSA-PSS or SHA256withECDSA (default: by the key)")
+	cmd.Flags().StringVar(&o.repository, "repository", "", "bind the attestation to this `REPOSITORY` (default: that of the manifest's image)")
+	cmd.Flags().DurationVar(&o.validFor, "valid-for", 0, "end the attestation after this `DURATION`, before its certificate ends")
+	o.pass.add(cmd)
+	o.build.remote.add(cmd)
+	a.outputs(cmd)
+	a.progresses(cmd)
+	return cmd
+}
+
+func (o *signOptions) check(cmd *cobra.Command) error {
+	return errors.Join(
+		exclusive(cmd, "key", "key-env"),
+		needs(cmd, "cert", "key", "key-env"),
+	)
+}
+
+// signingKey loads what to sign with.
+func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []*x509.Certificate, error) {
+	dir, err := home()
+	if err != nil && (o.key == "" && o.keyEnv == "" || o.cert == "") {
+		return nil, nil, err
+	}
+	ownCert := filepath.Join(dir, "signing.crt")
+	var name string
+	var data []byte
+	switch {
+	case o.keyEnv != "":
+		name = "$" + o.keyEnv
+		data = []byte(os.Getenv(o.keyEnv))
+		if len(data) == 0 {
+			return nil, nil, fault.New(fault.Usage, name, "the variable is not set or empty, it should hold the signing key")
+		}
+	default:
+		name = o.key
+		if name == "" {
+			name = filepath.Join(dir, "signing.key")
+		}
+		if data, err = keyfile.Read(name, "signing key"); err != nil {
+			return nil, nil, withHint(err, fault.NotFound, "mentatctl pki request-cert makes a key and its certificate")
+		}
+		if keyfile.Exposed(name) {
+			a.printer().Note("warning: %s can be read by other users", name)
+		}
+	}
+	key, chain, err := keyfile.Parse(name, data, func() ([]byte, error) { return a.passphrase(ctx, &o.pass, name) })
+	if err != nil {
+		return nil, nil, err
+	}
+	certName := name
+	switch {
+	case o.cert != "":
+		certName = o.cert
+	case len(chain) == 0 && o.key == "":
+		certName = ownCert
+	case len(chain) == 0:
+		return nil, nil, fault.New(fault.Usage, name, "there is no certificate beside the key").WithHint("name it with --cert")
+	}
+	if certName != name {
+		text, err := keyfile.Read(certName, "signing certificate")
+		if err != nil {
+			return nil, nil, withHint(err, fault.NotFound, "mentatctl pki request-cert makes one")
+		}
+		if chain, err = verifier.ParseChain(certName, text); err != nil {
+			return nil, nil, err
+		}
+	}
+	return key, chain, keyfile.Match(certName, key, chain)
+}
+
+// withHint adds a hint to an error of one reason.
+func withHint(err error, reason fault.Reason, hint string) error {
+	var fe *fault.Error
+	if errors.As(err, &fe) && fe.Reason == reason && fe.Hint == "" {
+		hinted := *fe
+		hinted.Hint = hint
+		return &hinted
+	}
+	return err
+}
+
+func (a *app) sign(ctx context.Context, path string, o *signOptions, key crypto.Signer, chain []*x509.Certificate) (*signedAgent, error) {
+	d, err := agentdir.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	packed, err := a.packIfStale(ctx, d, &o.build)
+	if err != nil {
+		return nil, err
+	}
+	layout, root, artifact, err := d.Layout(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := a.now()
+	req := verifier.SignRequest{
+		Raw: artifact.Raw, Key: key, Chain: chain, Algorithm: o.algorithm, Time: now,
+		Subject: verifier.Subject{ID: d.Manifest.ID, Version: d.Manifest.Version},
+	}
+	if repository := o.repository; repository != "" || d.Manifest.Image != "" {
+		if repository == "" {
+			repository = d.Manifest.Image
+		}
+		if req.Subject.Repository, err = repositoryOf(repository); err != nil {
+			return nil, err
+		}
+	}
+	expires := chain[0].NotAfter
+	if o.validFor > 0 {
+		end := now.Add(o.validFor)
+		req.NotAfter = &end
+		if end.Before(expires) {
+			expires = end
+		}
+	}
+	signed, block, err := verifier.Sign(req)
+	if err != nil {
+		return nil, err
+	}
+	desc, err := d.SetSigned(ctx, layout, root, signed, block)
+	if err != nil {
+		return nil, err
+	}
+	return &signedAgent{
+		Directory: d.Path, Manifest: d.ManifestPath(), ID: d.Manifest.ID, Version: d.Manifest.Version,
+		Artifact: desc.Digest, Packed: packed, Signer: signerName(chain[0]), Issuer: chain[0].Issuer.String(),
+		Expires: expires.UTC(), BoundTo: req.Subject.Repository,
+	}, nil
+}
+
+func signerName(c *x509.Certificate) string {
+	if len(c.EmailAddresses) == 1 {
+		return c.EmailAddresses[0]
+	}
+	return c.Subject.String()
+}
+
+// packIfStale packs an agent whose artifact is missing or is not what the
+// directory holds. It never compiles: what is signed is what was built.
+func (a *app) packIfStale(ctx context.Context, d *agentdir.Dir, o *buildOptions) (bool, error) {
+	drifted, err := d.SourcesDrifted()
+	if err != nil {
+		return false, err
+	}
+	if drifted {
+		return false, fault.New(fault.DigestMismatch, d.Path, "the sources changed since %s was built", d.Manifest.Module).
+			WithHint("mentatctl build %s", d.Path)
+	}
+	_, _, artifact, err := d.Layout(ctx)
+	switch {
+	case err == nil:
+		drift, err := d.Drift(artifact)
+		if err != nil || len(drift) == 0 {
+			return false, err
+		}
+	case fault.ReasonOf(err) != fault.NotFound:
+		return false, err
+	}
+	if problems := d.Manifest.Lint(); len(problems) > 0 {
+		return false, errors.Join(problems...)
+	}
+	built := agentdir.Built{Kind: toolchain.None}
+	if lock, err := d.ReadLock(); err != nil {
+		return false, err
+	} else if lock != nil && lock.Sources != "" {
+		if same, err := d.SourcesCurrent(lock); err != nil {
+			return false, err
+		} else if same {
+			built = agentdir.Built{Kind: lock.Toolchain, Inputs: lock.Inputs}
+		}
+	}
+	progress := a.newProgress()
+	defer progress.Close()
+	_, _, err = a.pack(ctx, d, built, o, progress)
+	return true, withHint(err, fault.NotFound, "mentatctl build "+d.Path)
+}

@@ -1,0 +1,272 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/fetch"
+)
+
+// trustFlags say what an artifact is judged by: a node's configuration, a
+// policy with its trust stores, or roots named on the command line.
+type trustFlags struct {
+	config     string
+	policy     string
+	trust      string
+	ca         string
+	roots      []string
+	crls       []string
+	identities []string
+}
+
+func (f *trustFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.config, "config", "", "judge as the node with this configuration `FILE` would (default: $"+nodeconfig.Env+" or "+nodeconfig.DefaultPath+")")
+	cmd.Flags().StringVar(&f.policy, "policy", "", "judge by this policy `FILE`")
+	cmd.Flags().StringVar(&f.trust, "trust", "", "the `DIR` of the policy's trust stores (default: trust beside the policy)")
+}
+
+// addRoots adds the flags that stand in for a policy.
+func (f *trustFlags) addRoots(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVar(&f.roots, "root", nil, "judge by the root certificates in this PEM `FILE`; may be repeated")
+	cmd.Flags().StringArrayVar(&f.crls, "crl", nil, "a revocation list `FILE` for --root; may be repeated")
+	cmd.Flags().StringVar(&f.ca, "ca", "", "judge by the root and the revocation lists of the certificate authority in this `DIR`")
+	cmd.Flags().StringArrayVar(&f.identities, "identity", nil, "accept this signer's `EMAIL` only, with --root or --ca; may be repeated")
+}
+
+func (f *trustFlags) check(cmd *cobra.Command) error {
+	for _, err := range []error{
+		exclusive(cmd, "policy", "config"), exclusive(cmd, "policy", "root", "ca"), exclusive(cmd, "config", "root", "ca"),
+		needs(cmd, "trust", "policy"), needs(cmd, "crl", "root"), needs(cmd, "identity", "root", "ca"),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// judgement is a verifier and by what it judges.
+type judgement struct {
+	*verifier.Verifier
+	by string
+}
+
+// verifier opens what the flags name. Without any it is the node's policy, and
+// developer mode where there is none.
+func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
+	switch {
+	case len(f.roots) > 0 || f.ca != "":
+		return a.rootsVerifier(f)
+	case f.policy != "":
+		trust := f.trust
+		if trust == "" {
+			trust = filepath.Join(filepath.Dir(f.policy), "trust")
+		}
+		state, err := cacheDir("revocation")
+		if err != nil {
+			return nil, err
+		}
+		v, err := a.policyVerifier(ctx, nodeconfig.Verify{Policy: f.policy, Trust: trust, State: state})
+		return &judgement{v, "policy " + f.policy}, err
+	}
+	cfg, err := nodeconfig.Load(f.config)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Verify.Policy == "" {
+		v, err := verifier.Open(cfg.Verify, a.now)
+		return &judgement{v, ""}, err
+	}
+	if !writable(cfg.Verify.State) {
+		// The node's own state belongs to root; revocation lists are then fetched
+		// for this person.
+		if cfg.Verify.State, err = cacheDir("revocation"); err != nil {
+			return nil, err
+		}
+	}
+	v, err := a.policyVerifier(ctx, cfg.Verify)
+	return &judgement{v, "policy " + cfg.Verify.Policy}, err
+}
+
+func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verifier.Verifier, error) {
+	v, err := verifier.Open(cfg, a.now)
+	if err != nil {
+		return nil, err
+	}
+	if err := fetch.Refresh(ctx, v.Policy(), cfg, nil, a.now, false); err != nil {
+		// The verdict says what it means that a list is not there or too old.
+		a.printer().Note("warning: revocation lists were not refreshed: %v", err)
+	}
+	return verifier.Open(cfg, a.now)
+}
+
+// writable tells whether files can be made in a directory.
+func writable(dir string) bool {
+	f, err := os.CreateTemp(dir, ".probe-*")
+	if err != nil {
+		return false
+	}
+	_ = f.Close()
+	return os.Remove(f.Name()) == nil
+}
+
+// cacheDir makes a directory of this person's caches.
+func cacheDir(name string) (string, error) {
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return "", fault.Wrap(err, fault.NotFound, "", "cannot find the cache directory").WithHint("set HOME or XDG_CACHE_HOME")
+	}
+	dir := filepath.Join(base, "mentat", name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fault.Wrap(err, fault.Internal, dir, "cannot make the cache directory")
+	}
+	return dir, nil
+}
+
+// storeName is the trust store of roots from the command line.
+const storeName = "command-line"
+
+// rootsVerifier judges by roots: everything must be signed, whoever signed.
+func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
+	roots, crls, by := f.roots, f.crls, "roots "+strings.Join(f.roots, ", ")
+	if f.ca != "" {
+		roots = append(roots, filepath.Join(f.ca, "root.crt"))
+		crls = append(crls, filepath.Join(f.ca, "crl", "root.crl"), filepath.Join(f.ca, "crl", "agent.crl"))
+		by = "certificate authority " + f.ca
+	}
+	var trusted []*x509.Certificate
+	for _, path := range roots {
+		certs, err := readCertificates(path)
+		if err != nil {
+			return nil, err
+		}
+		trusted = append(trusted, certs...)
+	}
+	store, err := verifier.NewStore(storeName, trusted...)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := verifier.ParsePolicy("the command line", rootsPolicy(f.identities))
+	if err != nil {
+		return nil, err
+	}
+	source := &crlFiles{app: a, paths: crls}
+	v, err := verifier.New(verifier.Config{Policy: policy, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Clock: a.now})
+	return &judgement{v, by}, err
+}
+
+func rootsPolicy(identities []string) []byte {
+	who := []string{`"any"`}
+	if len(identities) > 0 {
+		who = nil
+		for _, email := range identities {
+			who = append(who, fmt.Sprintf("%q", "email:"+email))
+		}
+	}
+	return fmt.Appendf(nil, `version: 1
+scopes:
+  - name: command line
+    match: ["*"]
+    stores: [%s]
+    identities: [%s]
+    unsigned_containers: deny
+    unsigned_agents: deny
+    binding: none
+outside: {ordinary_images: deny}
+`, storeName, strings.Join(who, ", "))
+}
+
+func readCertificates(path string) ([]*x509.Certificate, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the certificates")
+	}
+	return verifier.ParseChain(path, data)
+}
+
+// crlFiles are revocation lists named on the command line. Whose list a file is
+// shows once the chain under judgement brings its issuer.
+type crlFiles struct {
+	app   *app
+	paths []string
+}
+
+// Index implements verifier.RevocationSource.
+func (c *crlFiles) Index(issuer *x509.Certificate) (*verifier.CRLIndex, error) {
+	var all verifier.Indexes
+	for _, path := range c.paths {
+		mine, err := issuedBy(path, issuer)
+		if err != nil {
+			return nil, err
+		}
+		if !mine {
+			continue
+		}
+		ix, err := verifier.CompileFile(path, issuer, c.app.now())
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, ix)
+	}
+	return all.Index(issuer)
+}
+
+func issuedBy(path string, issuer *x509.Certificate) (bool, error) {
+	info, err := os.Stat(path)
+	if err == nil && info.Size() > limits.CRLBytes {
+		return false, fault.New(fault.RevocationUnknown, path, "the revocation list is over %d bytes", limits.CRLBytes)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return false, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation list")
+	}
+	if block, _ := pem.Decode(data); block != nil {
+		data = block.Bytes
+	}
+	list, err := x509.ParseRevocationList(data)
+	if err != nil {
+		return false, fault.Wrap(err, fault.RevocationUnknown, path, "not a revocation list")
+	}
+	return bytes.Equal(list.RawIssuer, issuer.RawSubject), nil
+}
+
+// verdictText shows a verdict for people.
+func verdictText(w *display.Writer, vd *verifier.Verdict, explain bool) {
+	if vd.Signer != nil {
+		w.Field("signer", "%s", vd.Signer.Email)
+		w.Field("issuer", "%s", vd.Signer.Issuer)
+	}
+	w.Field("scope", "%s", vd.Scope)
+	if vd.Allowed && vd.Enforced {
+		w.Field("trust", "%s", vd.Trust)
+	}
+	w.Field("artifact", "%s", vd.Digest)
+	if explain {
+		for i, c := range vd.Checks {
+			name, mark := "", "ok"
+			if i == 0 {
+				name = "checks"
+			}
+			if !c.OK {
+				mark = "FAILED"
+			}
+			w.Field(name, "%-6s %-11s %s", mark, c.Name, c.Detail)
+		}
+	}
+	if vd.Enforced { // what developer mode means is said once, below
+		w.List("warning", vd.Warnings)
+	}
+}

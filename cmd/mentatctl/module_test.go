@@ -1,0 +1,86 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/mentatlab/mentat/internal/testimage"
+	"github.com/mentatlab/mentat/oci"
+)
+
+// The guests of the transcripts, written as binary by hand so that no compiler
+// is needed.
+var guests = map[string][]byte{
+	"ok":      module(nil, []byte{0x41, 0x00, 0x0b}),                         // process returns 0
+	"seven":   module(nil, []byte{0x41, 0x07, 0x0b}),                         // process returns 7
+	"trap":    module(nil, []byte{0x00, 0x0b}),                               // process traps
+	"forever": module(nil, []byte{0x03, 0x40, 0x0c, 0x00, 0x0b, 0x00, 0x0b}), // process never returns
+	"alien":   module([]string{"wasi_nn", "load", "env", "fork"}, []byte{0x41, 0x00, 0x0b}),
+	"native":  append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 64)...),
+	"short":   module(nil, []byte{0x41, 0x00, 0x0b})[:20],
+	"empty":   {},
+}
+
+// module is a WASM module with one memory and a function process of type
+// () -> i32, which its imports have too; names are pairs of module and name.
+func module(names []string, body []byte) []byte {
+	section := func(id byte, content ...byte) []byte {
+		return append([]byte{id, byte(len(content))}, content...)
+	}
+	name := func(s string) []byte { return append([]byte{byte(len(s))}, s...) }
+	m := []byte("\x00asm\x01\x00\x00\x00")
+	m = append(m, section(1, 1, 0x60, 0, 1, 0x7f)...)
+	if len(names) > 0 {
+		content := []byte{byte(len(names) / 2)}
+		for pair := range slices.Chunk(names, 2) {
+			content = append(content, name(pair[0])...)
+			content = append(content, name(pair[1])...)
+			content = append(content, 0, 0)
+		}
+		m = append(m, section(2, content...)...)
+	}
+	m = append(m, section(3, 1, 0)...)
+	m = append(m, section(5, 1, 0, 1)...)
+	exports := append([]byte{2}, name("memory")...)
+	exports = append(exports, 2, 0)
+	exports = append(exports, name("process")...)
+	exports = append(exports, 0, byte(len(names)/2))
+	m = append(m, section(7, exports...)...)
+	code := append([]byte{0}, body...)
+	m = append(m, section(10, append([]byte{1, byte(len(code))}, code...)...)...)
+	return m
+}
+
+// writeModule is `wasm GUEST FILE`.
+func writeModule(ts *testscript.TestScript, _ bool, args []string) {
+	guest, ok := guests[args[0]]
+	if !ok {
+		ts.Fatalf("there is no guest %q", args[0])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), guest, 0o600))
+}
+
+// writeAgent is `agent DIR [IMAGE]`: an agent whose module is there already.
+func writeAgent(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	text := "id: example." + filepath.Base(dir) + "\nversion: 1.0.0\nruntime: wasm\nmodule: agent.wasm\n"
+	if len(args) > 1 {
+		text += "image: " + args[1] + "\n"
+	}
+	ts.Check(os.WriteFile(filepath.Join(dir, "manifest.yaml"), []byte(text), 0o600))
+	ts.Check(os.WriteFile(filepath.Join(dir, "agent.wasm"), guests["ok"], 0o600))
+}
+
+// writeImage is `image DIR`: an OCI layout with a container image.
+func writeImage(ts *testscript.TestScript, _ bool, args []string) {
+	program := ts.MkAbs("program")
+	ts.Check(os.WriteFile(program, []byte("not really one"), 0o600))
+	layout, err := oci.CreateLayout(ts.MkAbs(args[0]))
+	ts.Check(err)
+	_, err = testimage.Busybox(program, testimage.Config{Entrypoint: []string{"/bin/true"}}, layout)
+	ts.Check(err)
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/cli"
+	"github.com/mentatlab/mentat/verifier/pki"
+)
+
+// clockEnv shifts the clock of the mentatctl under test by a duration.
+const clockEnv = "TEST_CLOCK"
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"mentatctl": func() {
+			now := time.Now
+			if shift, err := time.ParseDuration(os.Getenv(clockEnv)); err == nil {
+				now = func() time.Time { return time.Now().Add(shift) }
+			}
+			os.Exit(cli.MainAt(context.Background(), now, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+		},
+	})
+}
+
+// TestTranscripts runs the transcripts in testdata. They are what a person sees:
+// commands, what they print and how they end.
+func TestTranscripts(t *testing.T) {
+	goEnv := goEnvironment(t)
+	ca := sync.OnceValues(func() (string, error) {
+		dir := filepath.Join(t.TempDir(), "ca")
+		_, err := pki.Init(dir, pki.InitOptions{Now: time.Now()})
+		return dir, err
+	})
+	host := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir()) })
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: false,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			home := filepath.Join(e.WorkDir, "home")
+			if err := os.MkdirAll(home, 0o700); err != nil {
+				return err
+			}
+			e.Vars = append(e.Vars, goEnv...)
+			e.Vars = append(e.Vars,
+				"HOME="+home, "USERPROFILE="+home, "XDG_CACHE_HOME="+filepath.Join(home, ".cache"),
+				// The node's own configuration is not this test's.
+				"MENTAT_CONFIG="+filepath.Join(e.WorkDir, "node.toml"),
+				"DOCKER_CONFIG="+filepath.Join(home, ".docker"),
+			)
+			return os.WriteFile(filepath.Join(e.WorkDir, "node.toml"), nil, 0o600)
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "host" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			path, err := host()
+			if err != nil {
+				t.Logf("agents are not run: %v", err)
+			}
+			return path != "", nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"ca": func(ts *testscript.TestScript, _ bool, args []string) {
+				dir, err := ca()
+				ts.Check(err)
+				ts.Check(os.CopyFS(ts.MkAbs(args[0]), os.DirFS(dir)))
+			},
+			"host": func(ts *testscript.TestScript, _ bool, _ []string) {
+				path, err := host()
+				ts.Check(err)
+				ts.Setenv("MENTAT_HOST", path)
+			},
+			"wasm":      writeModule,
+			"agent":     writeAgent,
+			"registry":  startRegistry,
+			"image":     writeImage,
+			"flip":      flipByte,
+			"exits":     exits,
+			"jsonfield": jsonField,
+			"setenvfile": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Setenv(args[0], ts.ReadFile(args[1]))
+			},
+		},
+	})
+}
+
+// goEnvironment lets the go command of a transcript use the caches that are
+// there, and nothing else of this user's.
+func goEnvironment(t *testing.T) []string {
+	out, err := exec.Command("go", "env", "-json", "GOCACHE", "GOMODCACHE", "GOPROXY").Output()
+	if err != nil {
+		t.Fatalf("go env: %v", err)
+	}
+	var vars map[string]string
+	if err := json.Unmarshal(out, &vars); err != nil {
+		t.Fatal(err)
+	}
+	list := []string{"GOTOOLCHAIN=local"}
+	for name, value := range vars {
+		list = append(list, name+"="+value)
+	}
+	return list
+}
+
+// buildHost builds mentat-host, which needs a C compiler.
+func buildHost(dir string) (string, error) {
+	path := filepath.Join(dir, "mentat-host")
+	cmd := exec.Command("go", "build", "-o", path, "../mentat-host")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("cannot build mentat-host: %w: %s", err, stderr.String())
+	}
+	return path, nil
+}
+
+// exits is `exits CODE COMMAND [ARGUMENT...]`.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		code = exit.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	if fmt.Sprint(code) != args[0] {
+		ts.Fatalf("it ended with %d, not with %s", code, args[0])
+	}
+}
+
+// flipByte changes a byte in the middle of every file that a pattern names.
+func flipByte(ts *testscript.TestScript, _ bool, args []string) {
+	paths, err := filepath.Glob(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if len(paths) == 0 {
+		ts.Fatalf("no file is named %s", args[0])
+	}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		ts.Check(err)
+		data[len(data)/2] ^= 1
+		ts.Check(os.WriteFile(path, data, 0o600))
+	}
+}
+
+// jsonField checks that stdout is exactly one JSON document and that the value
+// at a dotted path prints as the second argument.
+func jsonField(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: jsonfield path value")
+	}
+	var doc any
+	dec := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
+	ts.Check(dec.Decode(&doc))
+	if dec.More() {
+		ts.Fatalf("stdout has more than one JSON document")
+	}
+	value := doc
+	for _, key := range strings.Split(args[0], ".") {
+		switch at := value.(type) {
+		case map[string]any:
+			value = at[key]
+		case []any:
+			var i int
+			if _, err := fmt.Sscan(key, &i); err != nil || i >= len(at) {
+				ts.Fatalf("%s: no element %s", args[0], key)
+			}
+			value = at[i]
+		default:
+			ts.Fatalf("%s: nothing below %v", args[0], at)
+		}
+	}
+	if got := fmt.Sprint(value); (got == args[1]) == neg {
+		ts.Fatalf("%s is %q, unexpectedly", args[0], got)
+	}
+}
