@@ -54,8 +54,7 @@ type Options struct {
 // holds for the next container.
 type Preparer struct {
 	Options
-	host  string
-	cache *aot.Cache
+	host string
 }
 
 // New checks the options and finds mentat-host.
@@ -77,11 +76,20 @@ func New(o Options) (*Preparer, error) {
 		}
 		host = filepath.Join(filepath.Dir(self), "mentat-host")
 	}
-	cache, err := aot.Open(aot.Options{Dir: o.Config.Cache.Dir, Memory: o.Config.Cache.Memory, HostBinary: host, Start: o.Start})
+	return &Preparer{Options: o, host: host}, nil
+}
+
+// compiled finds or makes the compiled module. The cache is opened only here:
+// a broken one must not keep ordinary containers from starting.
+func (p *Preparer) compiled(ctx context.Context, module ocispec.Descriptor) (aot.Entry, error) {
+	cache, err := aot.Open(aot.Options{
+		Dir: p.Config.Cache.Dir, Memory: p.Config.Cache.Memory, HostBinary: p.host, Start: p.Start,
+		Report: func(line string) { p.Log.Warn(line) },
+	})
 	if err != nil {
-		return nil, err
+		return aot.Entry{}, err
 	}
-	return &Preparer{Options: o, host: host, cache: cache}, nil
+	return cache.Module(ctx, module.Digest, func() (io.ReadCloser, error) { return p.Node.Fetch(ctx, module) })
 }
 
 // Request names the bundle and what the caller knows beside it.
@@ -147,9 +155,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if err := p.Node.Hold(ctx, req.ID, found.Digest); err != nil {
 		return nil, unreachable(err, req.ID, "cannot protect the agent's content from garbage collection")
 	}
-	entry, err := p.cache.Module(ctx, found.Module.Digest, func() (io.ReadCloser, error) {
-		return p.Node.Fetch(ctx, *found.Module)
-	})
+	entry, err := p.compiled(ctx, *found.Module)
 	if err != nil {
 		return nil, err
 	}

@@ -28,13 +28,15 @@ const (
 	specName = "config.json"
 	// privateDir is our directory in a bundle; it becomes [hostdoc.Dir].
 	privateDir = "mentat"
+	// rootDir in it is the container's root file system.
+	rootDir = "root"
 	// inputAnnotation and inputEnv name a file with the run's input.
 	inputAnnotation = "dev.mentatlab.input"
 	inputEnv        = "MENTAT_INPUT"
 	// terminationLog is where Kubernetes reads a container's last words.
 	terminationLog = "/dev/termination-log"
-	// minPids keeps a Go process alive: with fewer than six threads it aborts.
-	minPids = 8
+	// maxPids holds the host's threads; with fewer the engine's thread pool and
+	// Go's runtime abort without a word.
 	maxPids = 16
 	// maxOpenFiles is the host's RLIMIT_NOFILE.
 	maxOpenFiles = 256
@@ -134,7 +136,9 @@ func ambient(name string) bool {
 	case "PATH", "HOSTNAME", "TERM", "HOME", inputEnv:
 		return true
 	}
-	return false
+	// Kubernetes names every service of the namespace to every container.
+	return strings.Contains(name, "_SERVICE_PORT") || strings.HasSuffix(name, "_SERVICE_HOST") ||
+		strings.HasSuffix(name, "_PORT") || strings.Contains(name, "_PORT_")
 }
 
 // isUserMount tells a mount with content of somebody's from the kernel's and
@@ -319,13 +323,16 @@ func (r *wasmRun) memory(spec *specs.Spec) (int64, error) {
 
 func (r *wasmRun) writePrivate(spec *specs.Spec, data []byte) error {
 	dir := filepath.Join(r.dir, privateDir)
-	state := filepath.Join(dir, "state")
-	uid, gid := hostIDs(spec)
+	state, root := filepath.Join(dir, "state"), filepath.Join(dir, rootDir)
+	uid, gid := hostIDs(spec, spec.Process.User)
+	rootUID, rootGID := hostIDs(spec, specs.User{})
 	steps := []func() error{
 		func() error { return os.RemoveAll(dir) },
 		func() error { return os.Mkdir(dir, 0o755) },
 		func() error { return os.Mkdir(state, 0o700) },
 		func() error { return os.Chown(state, uid, gid) },
+		func() error { return os.Mkdir(root, 0o755) },
+		func() error { return os.Chown(root, rootUID, rootGID) },
 		// What is bind-mounted into a read-only directory needs a place there.
 		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.HostPath)), nil, 0o444) },
 		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.ModulePath)), nil, 0o444) },
@@ -356,8 +363,8 @@ func (r *wasmRun) inputPlace(dir string) error {
 	return writeFile(place, nil, 0o444)
 }
 
-// hostIDs are the container user's ids outside its user namespace.
-func hostIDs(spec *specs.Spec) (int, int) {
+// hostIDs are a container user's ids outside its user namespace.
+func hostIDs(spec *specs.Spec, u specs.User) (int, int) {
 	outside := func(id uint32, maps []specs.LinuxIDMapping) int {
 		for _, m := range maps {
 			if id >= m.ContainerID && id-m.ContainerID < m.Size {
@@ -366,7 +373,6 @@ func hostIDs(spec *specs.Spec) (int, int) {
 		}
 		return int(id)
 	}
-	u := spec.Process.User
 	return outside(u.UID, spec.Linux.UIDMappings), outside(u.GID, spec.Linux.GIDMappings)
 }
 
@@ -385,7 +391,9 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 		{Type: "RLIMIT_CORE", Hard: 0, Soft: 0},
 	}
 	p.User.AdditionalGids = nil
-	spec.Root.Readonly = true
+	// An empty root of our own: a dual image's files, symbolic links among them,
+	// have no part in a WASM run.
+	spec.Root.Path, spec.Root.Readonly = filepath.Join(r.dir, privateDir, rootDir), true
 
 	l := spec.Linux
 	l.Devices = nil
@@ -431,12 +439,9 @@ func (r *wasmRun) limit(res *specs.LinuxResources, guest int64) error {
 		res.Memory.Limit = &total
 	}
 	pids := int64(maxPids)
-	if given := res.Pids; given != nil && given.Limit != nil && *given.Limit > 0 {
-		if *given.Limit < minPids {
-			return fault.New(fault.ResourceLimit, r.id, "a pids limit of %d cannot hold the agent's host, which needs %d threads", *given.Limit, minPids).
-				WithHint("raise the container's pids limit")
-		}
-		pids = min(pids, *given.Limit)
+	if given := res.Pids; given != nil && given.Limit != nil && *given.Limit > 0 && *given.Limit < pids {
+		return fault.New(fault.ResourceLimit, r.id, "a pids limit of %d cannot hold the agent's host, which needs %d threads", *given.Limit, pids).
+			WithHint("raise the container's pids limit")
 	}
 	res.Pids = &specs.LinuxPids{Limit: &pids}
 	return nil

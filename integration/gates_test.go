@@ -1,0 +1,569 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mentatlab/mentat/integration/node"
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/manifest/canonical"
+	"github.com/mentatlab/mentat/oci"
+	"github.com/mentatlab/mentat/oci/remote"
+	"github.com/mentatlab/mentat/verifier"
+)
+
+// guarded is a node with a policy, a registry and a PKI.
+type guarded struct {
+	*world
+	registry *node.Registry
+	pki      *testpki.PKI
+}
+
+func newGuarded(t *testing.T) *guarded {
+	t.Helper()
+	testpki.Now = time.Now().UTC()
+	w := newWorld(t, node.Config{Verifier: true})
+	registry, err := w.StartRegistry(t.Context(), node.RegistryConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &guarded{world: w, registry: registry, pki: testpki.New(t)}
+	g.trust(g.pki)
+	g.policy("")
+	return g
+}
+
+// trust makes a PKI's root and current lists the node's.
+func (g *guarded) trust(p *testpki.PKI, revoked ...testpki.CRLKnob) {
+	g.t.Helper()
+	err := errors.Join(
+		g.Trust("agents", "root.pem", testpki.PEM(p.Root)),
+		os.WriteFile(filepath.Join(g.Etc, "agent.crl"), p.AgentCRL(revoked...), 0o600),
+		os.WriteFile(filepath.Join(g.Etc, "root.crl"), p.RootCRL(), 0o600),
+	)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// policy writes the node's policy, with extra top-level text.
+func (g *guarded) policy(extra string) {
+	g.t.Helper()
+	text := fmt.Sprintf(`version: 1
+scopes:
+  - name: agents
+    match: ["%s/agents/**"]
+    stores: [agents]
+    identities: ["email:%s"]
+    unsigned_containers: deny
+outside: {ordinary_images: allow}
+revocation:
+  crls:
+    - {issuer: %q, file: root.crl}
+    - {issuer: %q, file: agent.crl}
+%s`, g.registry.Host, testpki.Email, g.pki.Root.Subject.String(), g.pki.Agent.Subject.String(), extra)
+	if err := g.WritePolicy(text); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// ref is a name inside the scope.
+func (g *guarded) ref(name string) string { return g.registry.Host + "/agents/" + name + ":1.0.0" }
+
+// sign signs a layout's root in place.
+func (g *guarded) sign(l *oci.Layout, p *testpki.PKI, id, repository string, change func(*verifier.SignRequest)) {
+	g.t.Helper()
+	root, raw := g.raw(l)
+	req := verifier.SignRequest{
+		Raw: raw, Key: p.LeafKey, Chain: p.Chain(), Time: testpki.Now,
+		Subject: verifier.Subject{ID: id, Version: "1.0.0", Repository: repository},
+	}
+	if change != nil {
+		change(&req)
+	}
+	signed, _, err := verifier.Sign(req)
+	if err != nil {
+		g.t.Fatalf("sign: %v", err)
+	}
+	g.replace(l, root, signed)
+}
+
+func (g *guarded) raw(l *oci.Layout) (ocispec.Descriptor, []byte) {
+	g.t.Helper()
+	root, err := l.Root()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	raw, err := oci.ReadBlob(g.t.Context(), l, root, 4<<20)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return root, raw
+}
+
+func (g *guarded) replace(l *oci.Layout, old ocispec.Descriptor, raw []byte) {
+	g.t.Helper()
+	if _, err := l.ReplaceManifest(g.t.Context(), old, raw); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// edit changes a layout's root manifest as text, after it was signed.
+func (g *guarded) edit(l *oci.Layout, change func(map[string]any)) {
+	g.t.Helper()
+	root, raw := g.raw(l)
+	var m map[string]any
+	if err := json.Unmarshal(raw, &m); err != nil {
+		g.t.Fatal(err)
+	}
+	change(m)
+	edited, err := canonical.Marshal(m)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.replace(l, root, edited)
+}
+
+// push publishes a layout's exact bytes.
+func (g *guarded) push(l *oci.Layout, ref string) {
+	g.t.Helper()
+	c, err := remote.New(remote.Options{DockerConfig: filepath.Join(g.Etc, "docker", "config.json")})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if _, err := c.Push(g.t.Context(), l, ref); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// pull pulls through containerd's transfer service and so through the gate.
+func (g *guarded) pull(ref string) error {
+	_, err := g.Ctr(g.t.Context(), "images", "pull", "--hosts-dir", filepath.Join(g.Etc, "certs.d"), ref)
+	return err
+}
+
+// good makes a signed agent and publishes it.
+func (g *guarded) good(name string) string {
+	l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
+	g.sign(l, g.pki, name, g.registry.Host+"/agents/"+name, nil)
+	g.push(l, g.ref(name))
+	return g.ref(name)
+}
+
+func TestASignedAgentIsPulledAndRun(t *testing.T) {
+	g := newGuarded(t)
+	ref := g.good("good")
+	if err := g.pull(ref); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.run("", ref, g.id()); got.code != 0 || got.stdout != marker+"\n" {
+		t.Errorf("status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+}
+
+// vector is a hostile or broken artifact and why it must be refused.
+type vector struct {
+	name   string
+	reason fault.Reason
+	// say is what a person reads, in lower case.
+	say  string
+	make func(g *guarded, name string) *oci.Layout
+	// spoil, if set, changes the manifest in a way that our own tools refuse to
+	// write, so that it goes past them.
+	spoil func(map[string]any)
+}
+
+func annotate(m map[string]any) map[string]any {
+	return m["annotations"].(map[string]any)
+}
+
+// signed makes a vector from a signed agent and a change to its manifest.
+func signed(change func(map[string]any)) func(*guarded, string) *oci.Layout {
+	return func(g *guarded, name string) *oci.Layout {
+		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
+		g.sign(l, g.pki, name, g.registry.Host+"/agents/"+name, nil)
+		if change != nil {
+			g.edit(l, change)
+		}
+		return l
+	}
+}
+
+// by makes a vector from an agent signed under another PKI.
+func by(knobs ...testpki.Knob) func(*guarded, string) *oci.Layout {
+	return func(g *guarded, name string) *oci.Layout {
+		p := testpki.New(g.t, knobs...)
+		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
+		g.sign(l, p, name, g.registry.Host+"/agents/"+name, func(r *verifier.SignRequest) {
+			// An expired leaf signed while it was valid, a future one will.
+			if r.Time.After(p.Leaf.NotAfter) {
+				r.Time = p.Leaf.NotAfter.Add(-time.Hour)
+			}
+			if r.Time.Before(p.Leaf.NotBefore) {
+				r.Time = p.Leaf.NotBefore.Add(time.Hour)
+			}
+		})
+		return l
+	}
+}
+
+var vectors = []vector{
+	{name: "unsigned", reason: fault.Unsigned, say: "no attestation", make: func(g *guarded, name string) *oci.Layout {
+		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
+		return l
+	}},
+	{name: "swapped-module", reason: fault.SignatureInvalid, say: "signature", make: func(g *guarded, name string) *oci.Layout {
+		l := signed(nil)(g, name)
+		evil, _ := g.build(name, assemble(g.t, guestMarker(666)), "")
+		_, raw := g.raw(evil)
+		var other ocispec.Manifest
+		if err := json.Unmarshal(raw, &other); err != nil {
+			g.t.Fatal(err)
+		}
+		for _, d := range append(other.Layers, other.Config) {
+			data, err := oci.ReadBlob(g.t.Context(), evil, d, 64<<20)
+			if err != nil {
+				g.t.Fatal(err)
+			}
+			if _, err := l.PushBytes(g.t.Context(), d.MediaType, data); err != nil {
+				g.t.Fatal(err)
+			}
+		}
+		g.edit(l, func(m map[string]any) {
+			var swapped map[string]any
+			if err := json.Unmarshal(raw, &swapped); err != nil {
+				g.t.Fatal(err)
+			}
+			m["layers"], m["config"] = swapped["layers"], swapped["config"]
+		})
+		return l
+	}},
+	{name: "attestation-of-another-agent", reason: fault.BindingMismatch, say: "is for", make: func(g *guarded, name string) *oci.Layout {
+		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
+		g.sign(l, g.pki, "somebody-else", g.registry.Host+"/agents/"+name, nil)
+		return l
+	}},
+	{name: "another-repository", reason: fault.BindingMismatch, say: "is for", make: func(g *guarded, name string) *oci.Layout {
+		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
+		g.sign(l, g.pki, name, g.registry.Host+"/agents/elsewhere", nil)
+		return l
+	}},
+	{name: "changed-annotation", reason: fault.SignatureInvalid, say: "signature", make: signed(func(m map[string]any) {
+		annotate(m)["org.opencontainers.image.description"] = "changed after signing"
+	})},
+	{name: "empty-attestation", reason: fault.AttestationFormat, say: "attestation", make: signed(func(m map[string]any) {
+		annotate(m)[oci.AnnotationAttestation] = ""
+	})},
+	{name: "oversized-attestation", reason: fault.AttestationFormat, say: "attestation", make: signed(func(m map[string]any) {
+		annotate(m)[oci.AnnotationAttestation] = `{"version":"` + strings.Repeat("1", 70_000) + `"}`
+	})},
+	{name: "attestation-of-an-unknown-version", reason: fault.AttestationFormat, say: "version", make: signed(func(m map[string]any) {
+		a := annotate(m)
+		a[oci.AnnotationAttestation] = strings.Replace(a[oci.AnnotationAttestation].(string), `"version":"1.0"}`, `"version":"9.9"}`, 1)
+	})},
+	{name: "re-spaced-attestation", reason: fault.AttestationFormat, say: "canonical", make: signed(func(m map[string]any) {
+		a := annotate(m)
+		a[oci.AnnotationAttestation] = strings.Replace(a[oci.AnnotationAttestation].(string), `{`, `{ `, 1)
+	})},
+	{name: "re-spaced-manifest", reason: fault.AttestationFormat, say: "canonical", make: func(g *guarded, name string) *oci.Layout {
+		l := signed(nil)(g, name)
+		root, raw := g.raw(l)
+		g.replace(l, root, bytes.Replace(raw, []byte(`{`), []byte(`{ `), 1))
+		return l
+	}},
+	{name: "expired-certificate", reason: fault.OutsideValidity, say: "expired", make: by(testpki.LeafExpired)},
+	{name: "certificate-not-yet-valid", reason: fault.OutsideValidity, say: "valid", make: by(testpki.LeafNotYetValid)},
+	{name: "unknown-root", reason: fault.ChainUntrusted, say: "root", make: func(g *guarded, name string) *oci.Layout {
+		return by(testpki.OtherRoot(g.t))(g, name)
+	}},
+	{name: "another-signer", reason: fault.IdentityUntrusted, say: "mallory", make: by(testpki.LeafEmails("mallory@example.com"), testpki.LeafSerial(0x2002))},
+	{name: "revoked-certificate", reason: fault.Revoked, say: "revoked", make: by(testpki.LeafSerial(0xdead))},
+	{name: "two-modules", reason: fault.ArtifactInvalid, say: "wasm", make: signed(nil), spoil: func(m map[string]any) {
+		layers := m["layers"].([]any)
+		m["layers"] = append(layers, layers[len(layers)-1])
+	}},
+	{name: "foreign-layer", reason: fault.ArtifactInvalid, say: "urls", make: signed(nil), spoil: func(m map[string]any) {
+		m["layers"].([]any)[0].(map[string]any)["urls"] = []any{"https://example.com/blob"}
+	}},
+	{name: "config-that-containerd-rewrites", reason: fault.ArtifactInvalid, say: "octet-stream", make: signed(nil), spoil: func(m map[string]any) {
+		m["config"].(map[string]any)["mediaType"] = "application/octet-stream"
+	}},
+	{name: "attestation-twice", reason: fault.ArtifactInvalid, say: "twice", make: signed(nil)},
+	{name: "unsigned-container", reason: fault.Unsigned, say: "no attestation", make: nil},
+}
+
+// spoiled is the vector's manifest as our tools would not write it, or nil.
+func (g *guarded) spoiled(v vector, l *oci.Layout) []byte {
+	g.t.Helper()
+	_, raw := g.raw(l)
+	if v.name == "attestation-twice" {
+		key := []byte(`"` + oci.AnnotationAttestation + `":`)
+		return bytes.Replace(raw, key, append(append(key, `"",`...), key...), 1)
+	}
+	if v.spoil == nil {
+		return nil
+	}
+	var m map[string]any
+	if err := json.Unmarshal(raw, &m); err != nil {
+		g.t.Fatal(err)
+	}
+	v.spoil(m)
+	raw, err := canonical.Marshal(m)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return raw
+}
+
+// put stores a manifest in the registry under a tag, as any client could.
+func (g *guarded) put(ref string, raw []byte) {
+	g.t.Helper()
+	repository := strings.TrimSuffix(strings.TrimPrefix(ref, g.registry.Host), ":1.0.0")
+	url := "http://" + g.registry.Host + "/v2" + repository + "/manifests/1.0.0"
+	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodPut, url, bytes.NewReader(raw))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", ocispec.MediaTypeImageManifest)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		body, _ := io.ReadAll(resp.Body)
+		g.t.Fatalf("the registry answers %s: %s", resp.Status, body)
+	}
+}
+
+// loadRaw imports a layout's blobs under another manifest.
+func (g *guarded) loadRaw(l *oci.Layout, raw []byte, ref string) {
+	g.t.Helper()
+	d := digest.FromBytes(raw)
+	dir := g.t.TempDir()
+	index, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{{
+			MediaType: ocispec.MediaTypeImageManifest, Digest: d, Size: int64(len(raw)),
+			Annotations: map[string]string{"io.containerd.image.name": ref},
+		}},
+	})
+	err = errors.Join(err,
+		os.CopyFS(filepath.Join(dir, "layout"), os.DirFS(l.Dir())),
+		os.WriteFile(filepath.Join(dir, "layout", "blobs", "sha256", d.Encoded()), raw, 0o600),
+		os.Remove(filepath.Join(dir, "layout", "index.json")),
+		os.WriteFile(filepath.Join(dir, "layout", "index.json"), index, 0o600))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if out, err := g.Command(g.t.Context(), "tar", "-C", filepath.Join(dir, "layout"), "-cf", filepath.Join(dir, "image.tar"), ".").CombinedOutput(); err != nil {
+		g.t.Fatalf("tar: %v: %s", err, out)
+	}
+	g.ctr("images", "import", "--all-platforms", "--local", filepath.Join(dir, "image.tar"))
+}
+
+// revokedSerial is on the node's list from the beginning.
+func revokedSerial(p *testpki.PKI) testpki.CRLKnob {
+	gone := *p.Leaf
+	gone.SerialNumber = big.NewInt(0xdead)
+	return testpki.Revoking(&gone)
+}
+
+// Every vector is refused at pull and, imported past the verifier, at run; in
+// both places the typed reason is given and the guest's marker is absent.
+func TestWhatIsRefusedNeverRuns(t *testing.T) {
+	g := newGuarded(t)
+	g.trust(g.pki, revokedSerial(g.pki))
+	if len(vectors) == 0 {
+		t.Fatal("there are no vectors")
+	}
+	control := g.good("control")
+	if err := g.pull(control); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.run("", control, g.id()); !strings.Contains(got.stdout, marker) {
+		t.Fatalf("the control does not run, so the absence of its marker would prove nothing: %q", got.stderr)
+	}
+	for _, v := range vectors {
+		t.Run(v.name, func(t *testing.T) {
+			g.t = t
+			ref := g.ref(v.name)
+			var l *oci.Layout
+			if v.make == nil {
+				l = g.busybox()
+			} else {
+				l = v.make(g, v.name)
+			}
+			want := "(" + string(v.reason) + ")"
+			g.push(l, ref)
+			load := func() { g.load(l, ref) }
+			if raw := g.spoiled(v, l); raw != nil {
+				g.put(ref, raw)
+				load = func() { g.loadRaw(l, raw, ref) }
+			}
+			if err := g.pull(ref); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(strings.ToLower(err.Error()), v.say) {
+				t.Errorf("at pull: %v\nwant the reason %s and %q", err, want, v.say)
+			}
+			if out := g.ctr("images", "ls", "-q"); strings.Contains(out, ref) {
+				t.Errorf("after a refused pull the image is there: %s", out)
+			}
+			load()
+			for _, way := range [][]string{{"--runtime", mentatRuntime}, {"--runc-binary", filepath.Join(binDir(), "mentat")}} {
+				args := append(way, ref, g.id())
+				if v.make == nil {
+					args = append(args, "/bin/echo", marker)
+				}
+				got := g.runWith("", args...)
+				if got.code == 0 || strings.Contains(got.stdout+got.stderr, marker) {
+					t.Errorf("at run with %s: status %d, stdout %q, stderr %q", way[0], got.code, got.stdout, got.stderr)
+				}
+				if !strings.Contains(strings.ToLower(got.stderr), v.say) {
+					t.Errorf("at run with %s: stderr %q does not say %q", way[0], got.stderr, v.say)
+				}
+			}
+		})
+	}
+}
+
+func TestRevokingACertificateStopsACachedAgent(t *testing.T) {
+	g := newGuarded(t)
+	ref := g.good("good")
+	if err := g.pull(ref); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.run("", ref, g.id()); got.code != 0 {
+		t.Fatalf("before: %q", got.stderr)
+	}
+	g.trust(g.pki, testpki.Revoking(g.pki.Leaf), testpki.Numbered(2))
+	got := g.run("", ref, g.id())
+	if got.code == 0 || strings.Contains(got.stdout, marker) || !strings.Contains(got.stderr, "revoked") {
+		t.Errorf("after: status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+}
+
+func TestABrokenPolicyDeniesEverything(t *testing.T) {
+	g := newGuarded(t)
+	ref := g.good("good")
+	if err := g.pull(ref); err != nil {
+		t.Fatal(err)
+	}
+	for name, breakIt := range map[string]func() error{
+		"unknown key": func() error { return g.WritePolicy("version: 1\nenforse: true\n") },
+		"no YAML":     func() error { return g.WritePolicy("{{{") },
+		"empty":       func() error { return g.WritePolicy("") },
+		"a directory": func() error {
+			return errors.Join(os.Remove(g.PolicyFile()), os.Mkdir(g.PolicyFile(), 0o700))
+		},
+	} {
+		if err := errors.Join(os.RemoveAll(g.PolicyFile()), os.WriteFile(g.PolicyFile(), nil, 0o600), breakIt()); err != nil {
+			t.Fatal(err)
+		}
+		got := g.run("", ref, g.id())
+		if got.code == 0 || strings.Contains(got.stdout, marker) || !strings.Contains(got.stderr, "policy") {
+			t.Errorf("%s: at run: status %d, stdout %q, stderr %q", name, got.code, got.stdout, got.stderr)
+		}
+		if err := g.pull(ref); err == nil || !strings.Contains(err.Error(), string(fault.PolicyInvalid)) {
+			t.Errorf("%s: at pull: %v", name, err)
+		}
+	}
+}
+
+func TestATagThatMovedToOtherLayersIsRefused(t *testing.T) {
+	g := newGuarded(t)
+	g.policy("")
+	first, second := g.container("first", "/bin/echo", marker), g.busyboxWith("/changed")
+	id := g.id()
+	g.ctr("containers", "create", "--runtime", mentatRuntime, first, id)
+	t.Cleanup(func() { (&task{world: g.world, id: id}).remove() })
+	g.load(second, first) // the tag moves between create and start
+	_, err := g.Ctr(t.Context(), "tasks", "start", id)
+	if err == nil || !strings.Contains(err.Error(), "made from") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTamperedContentIsRefused(t *testing.T) {
+	g := newGuarded(t)
+	l, _ := g.build("tampered", assemble(t, guestMarker(77)), "")
+	g.sign(l, g.pki, "tampered", g.registry.Host+"/agents/tampered", nil)
+	ref := g.ref("tampered")
+	g.push(l, ref)
+	if err := g.pull(ref); err != nil {
+		t.Fatal(err)
+	}
+	_, raw := g.raw(l)
+	var m ocispec.Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		t.Fatal(err)
+	}
+	module := m.Layers[len(m.Layers)-1]
+	blob := g.blob(module.Digest)
+	data, err := os.ReadFile(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)-1] ^= 1
+	if err := errors.Join(os.Chmod(blob, 0o600), os.WriteFile(blob, data, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	got := g.run("", ref, g.id())
+	if got.code == 0 || strings.Contains(got.stdout, marker) || !strings.Contains(got.stderr, "digest") {
+		t.Errorf("status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+}
+
+// blob is where containerd keeps content.
+func (w *world) blob(d digest.Digest) string {
+	return filepath.Join(w.Root, "lib", "io.containerd.content.v1.content", "blobs", d.Algorithm().String(), d.Encoded())
+}
+
+func TestModulesThatCannotBeAgentsAreRefusedAtRun(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	good := assemble(t, guestMarker(1))
+	for _, tc := range []struct {
+		name   string
+		module []byte
+		say    []string
+	}{
+		{"empty", append([]byte{}, good[:8]...), []string{"neither", "process", "_start"}},
+		{"truncated", good[:len(good)-5], []string{"truncated"}},
+		{"no-entry", assemble(t, `(module (memory (export "memory") 1))`), []string{"neither", "process", "_start"}},
+		{"unknown-imports", assemble(t, `(module
+			(import "mentat" "no_such_call" (func)) (import "evil" "open_door" (func))
+			(memory (export "memory") 1) (func (export "process") (result i32) (i32.const 0)))`), []string{"mentat.no_such_call", "evil.open_door"}},
+		{"wrong-type", assemble(t, `(module
+			(import "mentat" "read_input" (func (param i64)))
+			(memory (export "memory") 1) (func (export "process") (result i32) (i32.const 0)))`), []string{"read_input"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w.t = t
+			l, _ := w.build(tc.name, tc.module, "")
+			ref := "mentat.test/" + tc.name + ":1.0.0"
+			w.load(l, ref)
+			got := w.run("", ref, w.id())
+			if got.code == 0 {
+				t.Error("it runs")
+			}
+			for _, s := range tc.say {
+				if !strings.Contains(got.stderr, s) {
+					t.Errorf("stderr %q does not say %q", got.stderr, s)
+				}
+			}
+		})
+	}
+}
