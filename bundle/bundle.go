@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -177,22 +176,19 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 // could not be refreshed is judged by its age.
 const refreshBudget = 2 * time.Second
 
+// openVerifier reads policy and trust stores. Revocation data that is due is
+// fetched first; the verifier reads it from disk when it judges.
 func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error) {
-	cfg := p.Config.Verify
-	v, err := verifier.Open(cfg, p.Clock)
-	if err != nil {
-		return nil, err
-	}
-	policy := v.Policy()
-	if policy == nil {
-		return v, nil
+	v, err := verifier.Open(p.Config.Verify, p.Clock)
+	if err != nil || v.Policy() == nil {
+		return v, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, refreshBudget)
 	defer cancel()
-	if err := fetch.Refresh(ctx, policy, cfg, http.DefaultClient, p.Clock, false); err != nil {
+	if err := fetch.Refresh(ctx, v.Policy(), p.Config.Verify, nil, p.Clock, false); err != nil {
 		p.Log.Warn("revocation data not refreshed", "error", err)
 	}
-	return verifier.Open(cfg, p.Clock)
+	return v, nil
 }
 
 // find reads the image that the container was made from; nil without an image.

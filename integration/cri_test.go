@@ -24,9 +24,14 @@ type pod struct {
 	config  *runtimeapi.PodSandboxConfig
 }
 
+// cri is a client of the node's CRI plugin, as kubelet has one.
+func (w *world) cri() (cri.RuntimeService, error) {
+	return criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + w.Socket).WithConnectionTimeout(30 * time.Second).Build(w.t.Context())
+}
+
 func (w *world) pod(pause string) *pod {
 	w.t.Helper()
-	service, err := criclient.NewRemoteRuntimeService(w.t.Context(), "unix://"+w.Socket, 30*time.Second, nil, false)
+	service, err := w.cri()
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -157,7 +162,7 @@ func TestUnknownRuntimeOptionsOfCRIAreRefused(t *testing.T) {
 NoSuchOption = true
 `})
 	w.kubernetes(func() { w.container("pause", "/bin/sleep", "2147483647") })
-	service, err := criclient.NewRemoteRuntimeService(t.Context(), "unix://"+w.Socket, 30*time.Second, nil, false)
+	service, err := w.cri()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -463,7 +463,7 @@ func TestABrokenPolicyDeniesEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, breakIt := range map[string]func() error{
-		"unknown key": func() error { return g.WritePolicy("version: 1\nenforse: true\n") },
+		"unknown key": func() error { return g.WritePolicy("version: 1\nstrictness: high\n") },
 		"no YAML":     func() error { return g.WritePolicy("{{{") },
 		"empty":       func() error { return g.WritePolicy("") },
 		"a directory": func() error {

@@ -30,21 +30,6 @@ const (
         (br $more)))
     (i32.const 0)))`
 
-	// guestWait prints the marker and then waits for the end of its input.
-	guestWait = `(module
-  (import "mentat" "read_input" (func $read_input (result i32)))
-  (import "mentat" "read" (func $read (param i32 i32 i32) (result i32)))
-  (import "mentat" "write_output" (func $write_output (param i32 i32)))
-  (memory (export "memory") 1 1)
-  (data (i32.const 0) "` + marker + `\n")
-  (func (export "process") (result i32)
-    (call $write_output (i32.const 0) (i32.const 21))
-    (block $end
-      (loop $more
-        (br_if $end (i32.le_s (call $read (i32.const 0) (i32.const 1024) (i32.const 4096)) (i32.const 0)))
-        (br $more)))
-    (i32.const 0)))`
-
 	// guestSpin prints the marker and never ends.
 	guestSpin = `(module
   (import "mentat" "write_output" (func $write_output (param i32 i32)))

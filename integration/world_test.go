@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -163,7 +162,6 @@ func (w *world) ctr(args ...string) string {
 type task struct {
 	*world
 	id     string
-	cmd    *exec.Cmd
 	stdout *os.File
 }
 

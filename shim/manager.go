@@ -33,16 +33,16 @@ import (
 // Runtime is the runtime's type in containerd's configuration and flags.
 const Runtime = "io.containerd.mentat.v1"
 
-// Main runs the shim binary with its arguments and does not return unless it
-// is done; containerd's shim package ends the process on an error.
-func Main(ctx context.Context) {
+// Main runs the shim binary and returns its exit code; containerd's shim package
+// ends the process itself on an error.
+func Main(ctx context.Context) int {
 	m := shimManager{Shim: manager.NewShimManager(Runtime)}
 	if err := m.answerOldDaemon(ctx, os.Args[1:], os.Stdin, os.Stdout); !errors.Is(err, errNotLegacy) {
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %s\n", Runtime, err)
-			os.Exit(1)
+			return 1
 		}
-		return
+		return 0
 	}
 	registry.Register(&plugin.Registration{
 		Type:     plugins.TTRPCPlugin,
@@ -61,6 +61,7 @@ func Main(ctx context.Context) {
 		},
 	})
 	shim.RunShim(ctx, m)
+	return 0
 }
 
 // shimManager is the runc shim's manager with our name, options and version.

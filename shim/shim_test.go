@@ -161,7 +161,7 @@ func TestInfoReportsTheRuntimeReallyChosen(t *testing.T) {
 	// A runtime that answers "features" as runc does, under a name of its own.
 	script := "#!/bin/sh\n[ \"$1\" = features ] && echo '{\"ociVersionMin\":\"1.0.0\",\"ociVersionMax\":\"1.3.0\"}'\n"
 	binary := filepath.Join(dir, "my-runc")
-	if err := os.WriteFile(binary, []byte(script), 0o700); err != nil { //nolint:gosec // it must be executable
+	if err := os.WriteFile(binary, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	config := filepath.Join(dir, "config.toml")

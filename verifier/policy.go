@@ -200,11 +200,11 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 			c.fail(strictyaml.Key(path, "name"), "there are two scopes %q", s.Name)
 		}
 		names[s.Name] = true
-		for j, m := range s.Match {
-			if patterns[m] {
-				c.fail(strictyaml.Index(strictyaml.Key(path, "match"), j), "%q is there twice", m)
+		for j, m := range compiled.patterns {
+			if patterns[m.text] {
+				c.fail(strictyaml.Index(strictyaml.Key(path, "match"), j), "%q is there twice", s.Match[j])
 			}
-			patterns[m] = true
+			patterns[m.text] = true
 		}
 		p.scopes = append(p.scopes, compiled)
 	}

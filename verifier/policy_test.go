@@ -81,6 +81,7 @@ func TestParsePolicyRefusesWhatIsNotClear(t *testing.T) {
 		"match with star":             {replace("r.example/one", "r.example/*"), "match[1]"},
 		"match with inner stars":      {replace("r.example/one", "r.example/**/a"), "match[1]"},
 		"match twice":                 {replace("r.example/one", "127.0.0.1:5000/agents/**"), "twice"},
+		"match twice with port":       {replace("r.example/one", "r.example/one\", \"r.example:443/one"), "twice"},
 		"stores missing":              {replace("    stores: [agents]\n", ""), "stores"},
 		"store outside":               {replace("stores: [agents]", `stores: ["../agents"]`), "stores"},
 		"store twice":                 {replace("stores: [agents]", "stores: [agents, agents]"), "stores"},

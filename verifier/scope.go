@@ -20,7 +20,7 @@ func parseName(ref string) name {
 	if ref == "" || err != nil {
 		return name{}
 	}
-	n := name{repository: named.Name()}
+	n := name{repository: normalRepository(named.Name())}
 	// ParseDockerRef drops the tag of a reference with tag and digest, and adds
 	// "latest" where there is neither; the author's own words count here.
 	if full, err := reference.ParseNormalizedNamed(ref); err == nil {
@@ -31,10 +31,17 @@ func parseName(ref string) name {
 	return n
 }
 
-// validRepository tells whether s is host/path as [parseName] would give it.
+// normalRepository gives one name to what reaches the same server: spelling a
+// host otherwise must not lead out of a scope.
+func normalRepository(s string) string {
+	host, path, _ := strings.Cut(s, "/")
+	return strings.TrimSuffix(strings.ToLower(host), ":443") + "/" + path
+}
+
+// validRepository tells whether s is host/path, without tag or digest.
 func validRepository(s string) bool {
 	host, _, ok := strings.Cut(s, "/")
-	if !ok || !(strings.ContainsAny(host, ".:") || host == "localhost") {
+	if !ok || host != strings.ToLower(host) || !(strings.ContainsAny(host, ".:") || host == "localhost") {
 		return false
 	}
 	named, err := reference.ParseNamed(s)
@@ -60,9 +67,9 @@ func parsePattern(s string) (p pattern, ok bool) {
 	if isPrefix && !valid && !strings.Contains(base, "/") {
 		valid = validRepository(base + "/x") // a whole host
 	}
-	p.text = s
+	p.text = normalRepository(s)
 	if isPrefix {
-		p.prefix = base + "/"
+		p.prefix = strings.TrimSuffix(p.text, "**")
 	}
 	return p, valid
 }

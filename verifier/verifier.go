@@ -107,6 +107,9 @@ type Input struct {
 	// Artifact is nil, and Reference empty, for a container that was made without
 	// an image. It is held to the rules for unsigned containers of unknown name.
 	Artifact *oci.Artifact
+	// Index is the digest of the index that led to the artifact, if one did. The
+	// policy may exempt an image by it: it is the digest that people know.
+	Index digest.Digest
 }
 
 // Verify judges an artifact. The verdict is never nil; what cannot be judged is
@@ -207,7 +210,7 @@ func (j *judge) judge() error {
 	if j.name.repository == "" && j.in.Reference != "" {
 		j.warn("the reference %q cannot be read and counts as unknown", j.in.Reference)
 	}
-	if j.policy.Exempt(a.Digest) && !isWASM(a) {
+	if (j.policy.Exempt(a.Digest) || j.policy.Exempt(j.in.Index)) && !isWASM(a) {
 		return j.check("scope", nil, "exempt by digest")
 	}
 	j.scope = j.policy.scope(j.name)
@@ -407,7 +410,7 @@ func (j *judge) binding(att *Attestation) error {
 	if att.Subject.Repository == "" {
 		return fault.New(fault.BindingMismatch, "attestation", "names no repository, which the scope %q requires", j.scope.name)
 	}
-	if j.name.repository != att.Subject.Repository {
+	if j.name.repository != normalRepository(att.Subject.Repository) {
 		return fault.New(fault.BindingMismatch, "attestation", "is for %s, not for %s", att.Subject.Repository, orUnknown(j.name.repository))
 	}
 	// A reference by digest alone names exactly one artifact already.

@@ -55,7 +55,8 @@ func TestTheScopeDecides(t *testing.T) {
 		{"signed agent of unknown name", "", signed, fault.PolicyDenied, "", ""},
 		{"container of unknown name", "", container(t), "", Untrusted, ""},
 		{"unreadable name", "::::", signed, fault.PolicyDenied, "", ""},
-		{"upper case host is the same host", "REGISTRY.example/agents/echo:1.0.0", signed, fault.PolicyDenied, "", ""},
+		{"upper case host is the same host", "REGISTRY.example/agents/echo:1.0.0", signed, "", Signed, "agents"},
+		{"default port is the same host", "registry.example:443/agents/echo:1.0.0", container(t), fault.Unsigned, "", "agents"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			vd := v.Verify(t.Context(), Input{Reference: c.reference, Artifact: read(t, c.raw)})
@@ -82,7 +83,9 @@ outside: {ordinary_images: deny}
 		"r.example/a/b/c:1":           "path",
 		"r.example/a/bc":              "path",
 		"r.example/ab":                "host",
-		"r.example:443/a/b":           "all",
+		"r.example:443/a/b":           "exact",
+		"R.example/a/b":               "exact",
+		"r.example:444/a/b":           "all",
 		"localhost/a/b":               "all",
 		"":                            "all",
 		"127.0.0.1:5000/agents/echo":  "port",
@@ -105,11 +108,21 @@ func TestExemptIsByDigestAndNeverForWASM(t *testing.T) {
 		string(digest.FromBytes(image)), string(digest.FromBytes(agent)), string(digest.FromBytes(broken)),
 	}, ", ")+"]\ntrust:", 1)
 	v := n.verifier(t)
+	index := digest.FromBytes(image)
+	other := mustSign(t, container(t), p.LeafKey, p.Chain(), func(b *Block) { b.Subject.Repository = "" })
 	for _, c := range []struct {
-		raw  []byte
-		want fault.Reason
-	}{{image, ""}, {agent, fault.Unsigned}, {broken, fault.AttestationFormat}} {
-		expect(t, v.Verify(t.Context(), Input{Reference: ref, Artifact: read(t, c.raw)}), c.want)
+		raw   []byte
+		index digest.Digest
+		want  fault.Reason
+	}{
+		{image, "", ""},
+		{agent, "", fault.Unsigned},
+		{broken, "", fault.AttestationFormat},
+		{other, "", fault.BindingMismatch},
+		{other, index, ""},
+		{wasmAgent(t), index, fault.Unsigned},
+	} {
+		expect(t, v.Verify(t.Context(), Input{Reference: ref, Artifact: read(t, c.raw), Index: c.index}), c.want)
 	}
 }
 
@@ -290,7 +303,7 @@ func TestVerdictsSpeakJSON(t *testing.T) {
 	p := testpki.New(t)
 	v := newNode(p).verifier(t)
 	raw := mustSign(t, wasmAgent(t), p.LeafKey, p.Chain())
-	for _, in := range []Input{{ref, read(t, raw)}, {"registry.example/agents/other", read(t, raw)}} {
+	for _, in := range []Input{{Reference: ref, Artifact: read(t, raw)}, {Reference: "registry.example/agents/other", Artifact: read(t, raw)}} {
 		vd := v.Verify(t.Context(), in)
 		data, err := json.Marshal(vd)
 		if err != nil {

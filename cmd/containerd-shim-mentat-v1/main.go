@@ -2,10 +2,11 @@ package main
 
 import (
 	"context"
+	"os"
 
 	"github.com/mentatlab/mentat/shim"
 )
 
 func main() {
-	shim.Main(context.Background())
+	os.Exit(shim.Main(context.Background()))
 }

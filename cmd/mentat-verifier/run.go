@@ -191,7 +191,7 @@ func unfetchable(err error) bool {
 func (g *gate) judge(ctx context.Context, v *verifier.Verifier, req request, found []*oci.Artifact) answer {
 	var last *verifier.Verdict
 	for _, a := range found {
-		last = v.Verify(ctx, verifier.Input{Reference: req.name, Artifact: a})
+		last = v.Verify(ctx, verifier.Input{Reference: req.name, Artifact: a, Index: req.digest})
 		for _, w := range last.Warnings {
 			fmt.Fprintln(g.log, fault.OneLine("mentat-verifier: warning: "+w))
 		}

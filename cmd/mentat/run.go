@@ -27,7 +27,7 @@ import (
 func run(ctx context.Context, args []string, stdin *os.File, stderr io.Writer) int {
 	line, err := parse(args)
 	if err == nil {
-		err = handle(ctx, line, args, stdin)
+		err = handle(ctx, line, stdin)
 	}
 	if err == nil {
 		return 0
@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string, stdin *os.File, stderr io.Writer) i
 }
 
 // handle makes a bundle ready where the command wants one and becomes runc.
-func handle(ctx context.Context, line commandLine, args []string, stdin *os.File) error {
+func handle(ctx context.Context, line commandLine, stdin *os.File) error {
 	config, err := nodeconfig.Load("")
 	if err != nil {
 		return err
@@ -56,7 +56,7 @@ func handle(ctx context.Context, line commandLine, args []string, stdin *os.File
 			return err
 		}
 	}
-	err = syscall.Exec(runc, append([]string{filepath.Base(runc)}, args...), os.Environ())
+	err = syscall.Exec(runc, append([]string{filepath.Base(runc)}, line.args...), os.Environ())
 	return fault.Wrap(err, fault.Internal, runc, "cannot hand over")
 }
 
@@ -118,7 +118,7 @@ func isNull(f *os.File) bool {
 func refuseExec(ctx context.Context, runc string, line commandLine) error {
 	out, err := exec.CommandContext(ctx, runc, append(line.global, "state", line.id)...).Output()
 	if err != nil {
-		return nil // runc's own exec says better what is wrong
+		return nil //nolint:nilerr // runc's own exec says better what is wrong
 	}
 	var state struct {
 		Bundle string `json:"bundle"`
@@ -162,6 +162,8 @@ func report(line commandLine, err error, stderr io.Writer) {
 
 // commandLine is what mentat must know of a runc command line.
 type commandLine struct {
+	// args is what runc gets.
+	args           []string
 	global         []string
 	log, logFormat string
 	command        string
@@ -169,10 +171,12 @@ type commandLine struct {
 	terminal       bool
 }
 
-// The flags of runc 1.5 that take a value; every other flag is a switch.
+// The flags of runc 1.5 that take a value; every other flag of a command is a
+// switch. criu is one of runc 1.1.
 var (
-	globalValues  = []string{"log", "log-format", "root", "criu", "rootless"}
-	commandValues = map[string][]string{
+	globalValues   = []string{"log", "log-format", "root", "criu", "rootless"}
+	globalSwitches = []string{"debug", "systemd-cgroup", "help", "h", "version", "v"}
+	commandValues  = map[string][]string{
 		"create":  {"bundle", "b", "console-socket", "pidfd-socket", "pid-file", "preserve-fds"},
 		"run":     {"bundle", "b", "console-socket", "pidfd-socket", "pid-file", "preserve-fds"},
 		"restore": {"console-socket", "image-path", "work-path", "manage-cgroups-mode", "bundle", "b", "pid-file", "empty-ns", "lsm-profile", "lsm-mount-context"},
@@ -184,67 +188,131 @@ var (
 )
 
 func parse(args []string) (commandLine, error) {
-	var line commandLine
-	rest, err := flags(args, globalValues, func(name, value string) {
-		switch name {
-		case "log":
-			line.log = value
-		case "log-format":
-			line.logFormat = value
+	line := commandLine{args: args}
+	rest := args
+	for len(rest) > 0 {
+		f, tail, err := nextFlag(rest, globalValues)
+		if err != nil {
+			return line, err
 		}
-	})
-	if err != nil {
-		return line, err
+		if f == nil {
+			break
+		}
+		// A flag that takes a value unknown to us would make its value look like
+		// the command, and the command would pass unseen.
+		if !slices.Contains(globalValues, f.name) && !slices.Contains(globalSwitches, f.name) {
+			return line, fault.New(fault.Usage, "--"+f.name, "unknown global flag")
+		}
+		switch f.name {
+		case "log":
+			line.log = f.value
+		case "log-format":
+			line.logFormat = f.value
+		}
+		rest = tail
 	}
 	line.global = args[:len(args)-len(rest)]
+	if len(rest) > 0 && rest[0] == "--" {
+		rest = rest[1:]
+	}
 	if len(rest) == 0 {
 		return line, nil
 	}
-	line.command = rest[0]
-	values, ours := commandValues[line.command]
-	if !ours {
+	line.command, rest = rest[0], rest[1:]
+	if asksForHelp(rest) {
+		line.command = "help"
 		return line, nil
 	}
-	rest, err = flags(rest[1:], values, func(name, value string) {
-		switch name {
-		case "bundle", "b":
-			line.bundle = value
-		case "console-socket":
-			line.terminal = value != ""
-		}
-	})
-	if err != nil {
-		return line, err
+	switch line.command {
+	case "create", "run", "restore":
+		return line, line.parseGated(rest)
+	case "exec":
+		return line, line.parseExec(rest)
 	}
-	if len(rest) > 0 {
-		line.id = rest[0]
-	}
-	if line.id == "" {
-		return line, fault.New(fault.Usage, line.command, "a container id is required")
-	}
-	if line.bundle == "" {
-		line.bundle = "."
-	}
-	line.bundle, err = filepath.Abs(line.bundle)
-	return line, err
+	return line, nil
 }
 
-// flags reads leading flags as runc's parser does: one dash or two, a value
-// after "=" or as the next argument, until "--" or the first other argument.
-func flags(args, withValue []string, seen func(name, value string)) ([]string, error) {
-	for len(args) > 0 && strings.HasPrefix(args[0], "-") && args[0] != "-" {
-		if args[0] == "--" {
-			return args[1:], nil
-		}
-		name, value, joined := strings.Cut(strings.TrimLeft(args[0], "-"), "=")
-		args = args[1:]
-		if !joined && slices.Contains(withValue, name) {
-			if len(args) == 0 {
-				return nil, fault.New(fault.Usage, "--"+name, "a value is required")
+// asksForHelp is strict on purpose: among other flags, help may be overruled.
+func asksForHelp(args []string) bool {
+	return len(args) == 1 && (args[0] == "--help" || args[0] == "-h")
+}
+
+// parseGated reads a command that brings a bundle. runc takes its flags behind
+// the id, too. What runc gets is therefore written anew, so that it can only
+// mean the bundle that was made ready.
+func (line *commandLine) parseGated(rest []string) error {
+	var flags, ids []string
+	for len(rest) > 0 {
+		f, tail, err := nextFlag(rest, commandValues[line.command])
+		switch {
+		case err != nil:
+			return err
+		case f != nil:
+			flags = append(flags, f.text)
+			switch f.name {
+			case "bundle", "b":
+				line.bundle = f.value
+			case "console-socket":
+				line.terminal = f.value != ""
 			}
-			value, args = args[0], args[1:]
+			rest = tail
+		case rest[0] == "--":
+			ids, rest = append(ids, rest[1:]...), nil
+		default:
+			ids, rest = append(ids, rest[0]), rest[1:]
 		}
-		seen(name, value)
 	}
-	return args, nil
+	if len(ids) != 1 || ids[0] == "" {
+		return fault.New(fault.Usage, line.command, "exactly one container id is required")
+	}
+	line.id = ids[0]
+	line.args = slices.Concat(line.global, []string{line.command}, flags, []string{"--", line.id})
+	var err error
+	line.bundle, err = filepath.Abs(line.bundle)
+	return err
+}
+
+// parseExec finds the container's id; here flags end with it.
+func (line *commandLine) parseExec(rest []string) error {
+	for len(rest) > 0 {
+		f, tail, err := nextFlag(rest, commandValues[line.command])
+		if err != nil {
+			return err
+		}
+		if f == nil {
+			break
+		}
+		rest = tail
+	}
+	if len(rest) > 0 && rest[0] == "--" {
+		rest = rest[1:]
+	}
+	if len(rest) == 0 || rest[0] == "" {
+		return fault.New(fault.Usage, line.command, "a container id is required")
+	}
+	line.id = rest[0]
+	return nil
+}
+
+// flag is one flag; text is the same flag as a single argument.
+type flag struct {
+	name, value, text string
+}
+
+// nextFlag reads one flag as runc's parser does: one dash or two, a value after
+// "=" or as the next argument. It returns nil at "--" and at any argument that
+// is no flag.
+func nextFlag(args, withValue []string) (*flag, []string, error) {
+	first, rest := args[0], args[1:]
+	if !strings.HasPrefix(first, "-") || first == "-" || first == "--" {
+		return nil, args, nil
+	}
+	name, value, joined := strings.Cut(strings.TrimPrefix(first[1:], "-"), "=")
+	if joined || !slices.Contains(withValue, name) {
+		return &flag{name: name, value: value, text: first}, rest, nil
+	}
+	if len(rest) == 0 {
+		return nil, nil, fault.New(fault.Usage, "--"+name, "a value is required")
+	}
+	return &flag{name: name, value: rest[0], text: "--" + name + "=" + rest[0]}, rest[1:], nil
 }

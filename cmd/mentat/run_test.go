@@ -48,7 +48,14 @@ func TestCommandLinesOfContainerManagersAreRead(t *testing.T) {
 		if i := slices.Index(args, got.command); i >= 0 && !slices.Equal(got.global, args[:i]) {
 			t.Errorf("%s: global flags %q", tc.args, got.global)
 		}
-		got.global = nil
+		// Only what brings a bundle is written anew.
+		switch got.command {
+		case "create", "run":
+		default:
+			if !slices.Equal(got.args, args) {
+				t.Errorf("%s: runc gets %q", tc.args, got.args)
+			}
+		}
 		if got.log != tc.want.log || got.logFormat != tc.want.logFormat || got.command != tc.want.command ||
 			got.bundle != tc.want.bundle || got.id != tc.want.id || got.terminal != tc.want.terminal {
 			t.Errorf("%s:\n got %+v\nwant %+v", tc.args, got, tc.want)
@@ -56,8 +63,43 @@ func TestCommandLinesOfContainerManagersAreRead(t *testing.T) {
 	}
 }
 
+// runc takes flags behind the id, too: what it gets must mean the bundle that
+// was judged, however it was said.
+func TestRuncGetsTheBundleThatWasJudged(t *testing.T) {
+	for args, want := range map[string]string{
+		"create --bundle /b abc":                                "create --bundle=/b -- abc",
+		"create abc --bundle /b":                                "create --bundle=/b -- abc",
+		"create -b /a abc --bundle=/b --no-pivot":               "create --b=/a --bundle=/b --no-pivot -- abc",
+		"--root /r run -d abc --pid-file /p -b /b":              "--root /r run -d --pid-file=/p --b=/b -- abc",
+		"create --bundle /b -- abc":                             "create --bundle=/b -- abc",
+		"--debug -- create --bundle /b -- -abc":                 "--debug create --bundle=/b -- -abc",
+		"restore abc --image-path /i --bundle /b --help":        "restore --image-path=/i --bundle=/b --help -- abc",
+		"create --help=true --help=false --bundle=/b abc":       "create --help=true --help=false --bundle=/b -- abc",
+		"create --console-socket /s --preserve-fds 3 -b /b abc": "create --console-socket=/s --preserve-fds=3 --b=/b -- abc",
+	} {
+		got, err := parse(strings.Fields(args))
+		if err != nil || strings.Join(got.args, " ") != want || got.bundle != "/b" || strings.Trim(got.id, "-") != "abc" {
+			t.Errorf("%s:\n got %q, bundle %q, id %q, %v\nwant %q", args, got.args, got.bundle, got.id, err, want)
+		}
+	}
+}
+
+func TestHelpIsRuncs(t *testing.T) {
+	for _, args := range []string{"create --help", "run -h", "exec --help", "--root /r restore --help", "help create", "--help"} {
+		got, err := parse(strings.Fields(args))
+		if err != nil || strings.Join(got.args, " ") != args || got.id != "" {
+			t.Errorf("%s: got %+v, %v", args, got, err)
+		}
+	}
+}
+
 func TestIncompleteCommandLinesAreRefused(t *testing.T) {
-	for _, args := range []string{"create --bundle /b", "--log", "run", "exec --cwd", "create"} {
+	for _, args := range []string{
+		"create --bundle /b", "--log", "run", "exec --cwd", "create",
+		"create --bundle /b one two", "create --bundle /b one --bundle /c two", "run --bundle",
+		// The command of this one is "create" if the flag takes a value.
+		"--cgroup-manager systemd create --bundle /b one", "--new-flag state create --bundle /b one",
+	} {
 		if _, err := parse(strings.Fields(args)); fault.ReasonOf(err) != fault.Usage {
 			t.Errorf("%s: got %v", args, err)
 		}
@@ -68,7 +110,7 @@ func TestWithoutContainerdNothingIsCreated(t *testing.T) {
 	dir := t.TempDir()
 	runc := filepath.Join(dir, "runc")
 	marker := filepath.Join(dir, "ran")
-	if err := os.WriteFile(runc, []byte("#!/bin/sh\ntouch "+marker+"\n"), 0o700); err != nil { //nolint:gosec // it must be executable
+	if err := os.WriteFile(runc, []byte("#!/bin/sh\ntouch "+marker+"\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	config := filepath.Join(dir, "config.toml")

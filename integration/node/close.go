@@ -240,14 +240,14 @@ func (n *Node) removeTasks(ctx context.Context) {
 		return
 	}
 	for ns := range strings.FieldsSeq(namespaces) {
-		tasks, _ := n.Ctr(ctx, "-n", ns, "tasks", "ls", "-q") //nolint:errcheck // see above
+		tasks, _ := n.Ctr(ctx, "-n", ns, "tasks", "ls", "-q")
 		for id := range strings.FieldsSeq(tasks) {
-			_, _ = n.Ctr(ctx, "-n", ns, "tasks", "kill", "-a", "-s", "SIGKILL", id) //nolint:errcheck // see above
-			_, _ = n.Ctr(ctx, "-n", ns, "tasks", "rm", "-f", id)                    //nolint:errcheck // see above
+			_, _ = n.Ctr(ctx, "-n", ns, "tasks", "kill", "-a", "-s", "SIGKILL", id)
+			_, _ = n.Ctr(ctx, "-n", ns, "tasks", "rm", "-f", id)
 		}
-		containers, _ := n.Ctr(ctx, "-n", ns, "containers", "ls", "-q") //nolint:errcheck // see above
+		containers, _ := n.Ctr(ctx, "-n", ns, "containers", "ls", "-q")
 		for id := range strings.FieldsSeq(containers) {
-			_, _ = n.Ctr(ctx, "-n", ns, "containers", "rm", id) //nolint:errcheck // see above
+			_, _ = n.Ctr(ctx, "-n", ns, "containers", "rm", id)
 		}
 	}
 }
@@ -258,7 +258,7 @@ func (n *Node) sweep() error {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		left := n.processes()
 		for pid := range left {
-			_ = unix.Kill(pid, unix.SIGKILL) //nolint:errcheck // it may have ended
+			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 		if len(left) == 0 {
 			break
@@ -282,7 +282,7 @@ func (n *Node) sweep() error {
 	}
 	errs = append(errs, os.RemoveAll(filepath.Join(runDir, "runc", n.Namespace)))
 	for _, dir := range slices.Backward(n.made) {
-		_ = os.Remove(dir) //nolint:errcheck // only if empty, else somebody else's
+		_ = os.Remove(dir)
 	}
 	return errors.Join(errs...)
 }

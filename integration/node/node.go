@@ -124,7 +124,7 @@ func (n *Node) path(elem ...string) string {
 // lay writes directories and configuration files.
 func (n *Node) lay() error {
 	for _, dir := range []string{"etc/trust", "etc/docker", "etc/certs.d", "home", "tmp", "verifier", "s", "cni/bin", "cni/conf", "opt"} {
-		if err := os.MkdirAll(n.path(dir), 0o755); err != nil { //nolint:gosec // mapped users of containers pass through
+		if err := os.MkdirAll(n.path(dir), 0o755); err != nil {
 			return err
 		}
 	}
@@ -253,7 +253,7 @@ func (n *Node) WritePolicy(text string) error { return replace(n.PolicyFile(), [
 // Trust puts a PEM file into one of the node's trust stores.
 func (n *Node) Trust(store, name string, pem []byte) error {
 	dir := filepath.Join(n.Etc, "trust", store)
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // public certificates
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	return replace(filepath.Join(dir, name), pem)
@@ -262,7 +262,7 @@ func (n *Node) Trust(store, name string, pem []byte) error {
 // replace writes by rename: a verifier may be reading.
 func replace(path string, data []byte) error {
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o644); err != nil { //nolint:gosec // policy and certificates are public
+	if err := os.WriteFile(tmp, data, 0o644); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)
@@ -278,7 +278,7 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if binary == "" {
 		binary = filepath.Join(n.cfg.Tools, "containerd")
 	}
-	cmd := exec.Command(binary, "--config", n.path("containerd.toml")) //nolint:gosec,noctx // the caller's own binary; it outlives ctx
+	cmd := exec.Command(binary, "--config", n.path("containerd.toml"))
 	cmd.Env = n.Environ()
 	var err error
 	if n.containerd, err = startProcess(cmd, n.path("containerd.log")); err != nil {
@@ -336,7 +336,7 @@ func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.C
 			}
 		}
 	}
-	cmd := exec.CommandContext(ctx, path, args...) //nolint:gosec // the caller decides what runs
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Args[0] = name
 	cmd.Env = n.Environ()
 	// Interrupted, not killed: ctr removes its container on the way out.

@@ -63,7 +63,7 @@ http:
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(filepath.Join(n.cfg.Tools, "registry"), "serve", file) //nolint:gosec,noctx // the caller's own binary; it outlives ctx
+	cmd := exec.Command(filepath.Join(n.cfg.Tools, "registry"), "serve", file)
 	cmd.Env = append(n.Environ(), "OTEL_TRACES_EXPORTER=none")
 	p, err := startProcess(cmd, filepath.Join(dir, "registry.log"))
 	if err != nil {

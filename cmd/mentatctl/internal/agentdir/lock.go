@@ -2,6 +2,7 @@ package agentdir
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -9,8 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"crypto/sha256"
 
 	"github.com/opencontainers/go-digest"
 
@@ -58,25 +57,38 @@ func (d *Dir) ReadLock() (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseLock(d.LockPath(), data)
+}
+
+// parseLock reads a lock file strictly; name is the subject of its errors.
+func parseLock(name string, data []byte) (*Lock, error) {
 	l := new(Lock)
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(l); err != nil {
-		return nil, fault.Wrap(err, fault.ManifestInvalid, d.LockPath(), "the lock file is malformed").WithHint("build writes it anew once it is removed")
+		return nil, fault.Wrap(err, fault.ManifestInvalid, name, "the lock file is malformed").WithHint("build writes it anew once it is removed")
+	}
+	if dec.More() {
+		return nil, fault.New(fault.ManifestInvalid, name, "the lock file has data after its end")
 	}
 	if l.Version != lockVersion {
-		return nil, fault.New(fault.Unsupported, d.LockPath(), "lock file version %d, this mentatctl knows %d", l.Version, lockVersion)
+		return nil, fault.New(fault.Unsupported, name, "lock file version %d, this mentatctl knows %d", l.Version, lockVersion)
 	}
 	return l, nil
 }
 
 func (d *Dir) writeLock(l *Lock) error {
-	l.Version = lockVersion
-	data, err := json.MarshalIndent(l, "", "  ")
+	data, err := l.marshal()
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, d.LockPath(), "cannot write the lock file")
 	}
-	return WriteFile(d.LockPath(), append(data, '\n'), 0o644)
+	return WriteFile(d.LockPath(), data, 0o644)
+}
+
+func (l *Lock) marshal() ([]byte, error) {
+	l.Version = lockVersion
+	data, err := json.MarshalIndent(l, "", "  ")
+	return append(data, '\n'), err
 }
 
 // sourceDigest hashes the sources of a toolchain and the further inputs.

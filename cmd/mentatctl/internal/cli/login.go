@@ -47,7 +47,7 @@ A password is never an argument: it comes from stdin or from the terminal.`,
 				err = fault.New(fault.Usage, "", "there is no terminal to ask for the password").WithHint("give it on stdin with --password-stdin")
 			} else {
 				var entered []byte
-				entered, err = a.ask(cmd.Context(), "password of " + user + " at " + args[0] + ": ")
+				entered, err = a.ask(cmd.Context(), "password of "+user+" at "+args[0]+": ")
 				secret = string(entered)
 			}
 			if err != nil {
