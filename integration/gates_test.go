@@ -21,6 +21,7 @@ import (
 	"github.com/mentatlab/mentat/integration/node"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/manifest/canonical"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/oci/remote"
@@ -352,10 +353,10 @@ func (g *guarded) put(ref string, raw []byte) {
 }
 
 // loadRaw imports a layout's blobs under another manifest.
-func (g *guarded) loadRaw(l *oci.Layout, raw []byte, ref string) {
-	g.t.Helper()
+func (w *world) loadRaw(l *oci.Layout, raw []byte, ref string) {
+	w.t.Helper()
 	d := digest.FromBytes(raw)
-	dir := g.t.TempDir()
+	dir := w.t.TempDir()
 	index, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
 		Manifests: []ocispec.Descriptor{{
@@ -369,12 +370,12 @@ func (g *guarded) loadRaw(l *oci.Layout, raw []byte, ref string) {
 		os.Remove(filepath.Join(dir, "layout", "index.json")),
 		os.WriteFile(filepath.Join(dir, "layout", "index.json"), index, 0o600))
 	if err != nil {
-		g.t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	if out, err := g.Command(g.t.Context(), "tar", "-C", filepath.Join(dir, "layout"), "-cf", filepath.Join(dir, "image.tar"), ".").CombinedOutput(); err != nil {
-		g.t.Fatalf("tar: %v: %s", err, out)
+	if out, err := w.Command(w.t.Context(), "tar", "-C", filepath.Join(dir, "layout"), "-cf", filepath.Join(dir, "image.tar"), ".").CombinedOutput(); err != nil {
+		w.t.Fatalf("tar: %v: %s", err, out)
 	}
-	g.ctr("images", "import", "--all-platforms", "--local", filepath.Join(dir, "image.tar"))
+	w.ctr("images", "import", "--all-platforms", "--local", filepath.Join(dir, "image.tar"))
 }
 
 // revokedSerial is on the node's list from the beginning.
@@ -530,6 +531,103 @@ func TestTamperedContentIsRefused(t *testing.T) {
 // blob is where containerd keeps content.
 func (w *world) blob(d digest.Digest) string {
 	return filepath.Join(w.Root, "lib", "io.containerd.content.v1.content", "blobs", d.Algorithm().String(), d.Encoded())
+}
+
+// forge makes an artifact with bytes in the module's place that our own tools
+// refuse to pack. Everything else about it is right.
+func (w *world) forge(id string, module []byte) (*oci.Layout, []byte) {
+	w.t.Helper()
+	l, desc := w.build(id, assemble(w.t, guestMarker(1)), "")
+	raw, err := oci.ReadBlob(w.t.Context(), l, desc, 4<<20)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	a, err := oci.Read(w.t.Context(), l, raw)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m, config := *a.Manifest, *a.Config
+	config.Config.Labels[oci.LabelModule] = digest.FromBytes(module).String()
+	configBytes, err := canonical.Marshal(config)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if m.Config, err = l.PushBytes(w.t.Context(), ocispec.MediaTypeImageConfig, configBytes); err != nil {
+		w.t.Fatal(err)
+	}
+	if m.Layers[1], err = l.PushBytes(w.t.Context(), oci.MediaTypeWASM, module); err != nil {
+		w.t.Fatal(err)
+	}
+	if raw, err = canonical.Marshal(m); err != nil {
+		w.t.Fatal(err)
+	}
+	return l, raw
+}
+
+func TestNativeCodeAndComponentsAreRefusedAtRun(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	native, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name   string
+		module []byte
+		say    string
+	}{
+		{"native-code", native, "native"},
+		{"component", []byte("\x00asm\x0d\x00\x01\x00"), "component"},
+		{"no-wasm", []byte("#!/bin/sh\necho " + marker + "\n"), "script"},
+		{"empty-file", []byte{}, "empty"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w.t = t
+			l, raw := w.forge(tc.name, tc.module)
+			ref := "mentat.test/" + tc.name + ":1.0.0"
+			w.loadRaw(l, raw, ref)
+			got := w.run("", ref, w.id())
+			if got.code == 0 || strings.Contains(got.stdout, marker) || !strings.Contains(got.stderr, tc.say) {
+				t.Errorf("status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+			}
+		})
+	}
+}
+
+func TestAnImageThatIsBothRunsBothWays(t *testing.T) {
+	g := newGuarded(t)
+	image := g.busyboxWith("/etc/dual")
+	root, err := image.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	container, err := oci.LoadImage(t.Context(), image, root, ocispec.Platform{OS: "linux", Architecture: "amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := manifest.Parse("manifest.yaml", []byte(agentYAML("dual", "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := g.layout()
+	if _, err := oci.Build(t.Context(), oci.BuildInput{Agent: m, Module: assemble(t, guestMarker(1)), Container: container}, l); err != nil {
+		t.Fatal(err)
+	}
+	g.sign(l, g.pki, "dual", g.registry.Host+"/agents/dual", nil)
+	ref := g.ref("dual")
+	g.push(l, ref)
+	if err := g.pull(ref); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.run("", ref, g.id()); got.code != 0 || got.stdout != marker+"\n" {
+		t.Errorf("as WASM: status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+	// Other arguments do not make a container of it.
+	if got := g.run("", ref, g.id(), "/bin/echo", "container"); got.code != 0 || got.stdout != marker+"\n" {
+		t.Errorf("with arguments: status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+	if got := g.runWith("", "--runtime", runcRuntime, ref, g.id(), "/bin/echo", "container"); got.code != 0 || got.stdout != "container\n" {
+		t.Errorf("as a container: status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
 }
 
 func TestModulesThatCannotBeAgentsAreRefusedAtRun(t *testing.T) {
