@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -228,7 +229,8 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	}
 	if agent := r.artifact.Agent; agent != nil {
 		doc.Agent.ID, doc.Agent.Version = agent.ID, agent.Version
-		doc.Limits.DeadlineMillis = agent.Deadline().Milliseconds()
+		// Rounded up: a deadline under a millisecond must not become none.
+		doc.Limits.DeadlineMillis = (agent.Deadline() + time.Millisecond - 1).Milliseconds()
 	}
 	if r.verdict.Signer != nil {
 		doc.Agent.Signer = r.verdict.Signer.Email

@@ -37,8 +37,8 @@ func Go() fs.FS {
 // Languages are those that [Template] knows.
 var Languages = []string{"go"}
 
-// sdkDir is where the SDK goes in an agent's directory.
-const sdkDir = "sdk-go"
+// GoDir is where the Go SDK goes in an agent's directory.
+const GoDir = "sdk-go"
 
 var (
 	validID = regexp.MustCompile(`^[a-z0-9]+([._-][a-z0-9]+)*$`)
@@ -93,11 +93,11 @@ func Template(lang, id, image string) (map[string][]byte, error) {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		files[path.Join(sdkDir, name)], err = fs.ReadFile(source, name)
+		files[path.Join(GoDir, name)], err = fs.ReadFile(source, name)
 		return err
 	})
 	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, sdkDir, "the SDK is not in this build")
+		return nil, fault.Wrap(err, fault.Internal, GoDir, "the SDK is not in this build")
 	}
 	for name, data := range files {
 		if len(data) == 0 {

@@ -1,33 +1,17 @@
 package scaffold
 
 import (
-	"bytes"
-	"embed"
 	"errors"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"text/template"
-
-	"golang.org/x/tools/txtar"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/manifest"
+	"github.com/mentatlab/mentat/sdk"
 )
-
-//go:generate go test -run TestTheSDKInsideIsTheSDKBesideIt -update .
-
-//go:embed template/go
-var templates embed.FS
-
-//go:embed sdk-go.txtar
-var sdkGo []byte
-
-// sdkDir is where the SDK goes in an agent's directory.
-const sdkDir = "sdk-go"
 
 // Options describe a new agent.
 type Options struct {
@@ -39,27 +23,9 @@ type Options struct {
 
 // files returns the new agent's files by slash-separated path.
 func (o Options) files() (map[string][]byte, error) {
-	made := make(map[string][]byte)
-	data := struct{ ID, Name, Module, Image string }{o.ID, o.ID[strings.LastIndexByte(o.ID, '.')+1:], moduleName(o.ID), o.Image}
-	const dir = "template/go"
-	entries, err := templates.ReadDir(dir)
+	made, err := sdk.Template("go", o.ID, o.Image)
 	if err != nil {
 		return nil, err
-	}
-	for _, e := range entries {
-		t, err := template.ParseFS(templates, path.Join(dir, e.Name()))
-		if err != nil {
-			return nil, err
-		}
-		var text bytes.Buffer
-		if err := t.Execute(&text, data); err != nil {
-			return nil, err
-		}
-		name := strings.TrimSuffix(e.Name(), ".tmpl")
-		if name == "gitignore" {
-			name = ".gitignore"
-		}
-		made[name] = text.Bytes()
 	}
 	m, err := manifest.Parse(manifest.FileName, made[manifest.FileName])
 	if err != nil {
@@ -68,14 +34,8 @@ func (o Options) files() (map[string][]byte, error) {
 	if m.ID != o.ID || m.Image != o.Image {
 		return nil, fault.New(fault.Usage, "", "%q and %q cannot stand in a manifest", o.ID, o.Image)
 	}
-	for _, f := range txtar.Parse(sdkGo).Files {
-		made[path.Join(sdkDir, f.Name)] = f.Data
-	}
 	return made, nil
 }
-
-// moduleName makes a Go module path of an agent's id.
-func moduleName(id string) string { return "agents.example/" + id }
 
 // notInID is what an agent's id cannot hold.
 var notInID = regexp.MustCompile(`[^a-z0-9]+`)
@@ -110,7 +70,7 @@ func Make(o Options) ([]string, error) {
 	}
 	var names []string
 	for name := range files {
-		if !strings.HasPrefix(name, sdkDir+"/") {
+		if !strings.HasPrefix(name, sdk.GoDir+"/") {
 			names = append(names, name)
 		}
 	}

@@ -1,56 +1,13 @@
 package scaffold
 
 import (
-	"bytes"
-	"flag"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
-
-	"golang.org/x/tools/txtar"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/manifest"
 )
-
-var update = flag.Bool("update", false, "write sdk-go.txtar anew")
-
-// archive packs the SDK's files, its tests excepted. Embedding stops at the
-// border of the SDK's own module, hence the copy.
-func archive(t *testing.T, sdk fs.FS) []byte {
-	t.Helper()
-	var a txtar.Archive
-	err := fs.WalkDir(sdk, ".", func(p string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() || strings.HasSuffix(p, "_test.go") || strings.Contains(p, "testdata/") {
-			return err
-		}
-		data, err := fs.ReadFile(sdk, p)
-		a.Files = append(a.Files, txtar.File{Name: p, Data: data})
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return txtar.Format(&a)
-}
-
-func TestTheSDKInsideIsTheSDKBesideIt(t *testing.T) {
-	want := archive(t, os.DirFS("../../../../sdk/go"))
-	if *update {
-		if err := os.WriteFile("sdk-go.txtar", want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if !bytes.Equal(sdkGo, want) {
-		t.Error("sdk-go.txtar is not what sdk/go holds: run go generate in this directory")
-	}
-	if len(txtar.Parse(sdkGo).Files) < 5 {
-		t.Error("the SDK is nearly empty")
-	}
-}
 
 func TestANewAgentHasAValidManifest(t *testing.T) {
 	for _, image := range []string{"", "registry.example.com/agents/x:1.0.0"} {
@@ -66,7 +23,7 @@ func TestANewAgentHasAValidManifest(t *testing.T) {
 		if m.ID != "example.x" || m.Image != image || len(m.Lint()) > 0 {
 			t.Errorf("got %+v, lint %v", m, m.Lint())
 		}
-		if len(names) != 5 {
+		if len(names) != 7 {
 			t.Errorf("files %v", names)
 		}
 	}
