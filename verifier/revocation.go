@@ -12,7 +12,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/verifier/internal/atomicfile"
+	"github.com/mentatlab/mentat/internal/atomicfile"
 )
 
 // RevocationSource finds the revocation list of an issuer.

@@ -27,7 +27,7 @@ type Part struct {
 const Anything = "*"
 
 // Foundation may be imported by every part.
-var Foundation = []string{"internal/fault", "internal/limits", "internal/hostdoc", "internal/nodeconfig", "internal/version"}
+var Foundation = []string{"internal/fault", "internal/limits", "internal/hostdoc", "internal/nodeconfig", "internal/version", "internal/atomicfile"}
 
 // leaf tells whether a part may be imported by nobody: commands, and what only
 // tests, shows or measures.
@@ -46,6 +46,7 @@ var Parts = []Part{
 	{"internal/hostdoc", "the document a run is started with", nil},
 	{"internal/nodeconfig", "the node's config.toml", nil},
 	{"internal/version", "which build this is", nil},
+	{"internal/atomicfile", "files that appear whole or not at all", nil},
 	{"manifest", "manifest.yaml: types, strict parsing, capability strings, canonical JSON, reading a module without an engine", nil},
 	{"oci", "the artifact as bytes: build, read, layout on disk", []string{"manifest"}},
 	{"oci/remote", "registries", []string{"manifest", "oci"}},

@@ -26,7 +26,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/verifier/internal/atomicfile"
+	"github.com/mentatlab/mentat/internal/atomicfile"
 )
 
 // Files of a CA, relative to its directory.

@@ -15,7 +15,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/verifier/internal/atomicfile"
+	"github.com/mentatlab/mentat/internal/atomicfile"
 )
 
 // Reason is why a certificate is revoked, as RFC 5280 counts.
