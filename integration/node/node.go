@@ -96,6 +96,10 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
+	// Mapped users of containers pass through, as they do below /run.
+	if err := os.Chmod(n.Root, 0o711); err != nil {
+		return nil, err
+	}
 	if len(n.Root) > maxRoot {
 		return nil, fmt.Errorf("%s: over %d bytes, too long for the sockets below it", n.Root, maxRoot)
 	}
