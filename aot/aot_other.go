@@ -28,3 +28,6 @@ func (*Cache) Module(context.Context, digest.Digest, func() (io.ReadCloser, erro
 
 // Prune has nothing to remove.
 func (*Cache) Prune() error { return nil }
+
+// Sweep has nothing to remove.
+func Sweep(string) error { return nil }

@@ -168,7 +168,7 @@ func nodeKey(dir string) ([]byte, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return secret, err
 	}
-	f, err := tempFile(dir)
+	f, err := tempFile(dir, "")
 	if err != nil {
 		return nil, err
 	}
@@ -319,7 +319,7 @@ func (c *Cache) store(key string, f *os.File, mac []byte) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	code, err := tempFile(c.opts.Dir)
+	code, err := tempFile(c.opts.Dir, key)
 	if err != nil {
 		return err
 	}
@@ -389,7 +389,7 @@ func (c *Cache) remember(name string, info fs.FileInfo, value string) {
 	if c.opts.Memory == "" {
 		return
 	}
-	f, err := tempFile(c.opts.Memory)
+	f, err := tempFile(c.opts.Memory, "")
 	if err != nil {
 		return
 	}
@@ -426,7 +426,7 @@ func (c *Cache) rememberFailure(key string, failure error) {
 	if reason != fault.ModuleInvalid && reason != fault.CompileFailed {
 		return
 	}
-	f, err := tempFile(c.opts.Dir)
+	f, err := tempFile(c.opts.Dir, key)
 	if err != nil {
 		return
 	}
@@ -544,9 +544,10 @@ func readSmall(path string) ([]byte, fs.FileInfo, error) {
 	return data, info, err
 }
 
-// tempFile makes a file of mode 0600 that nobody looks for.
-func tempFile(dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, tempPrefix)
+// tempFile makes a file of mode 0600 that nobody looks for. It is made under
+// the lock of key, if there is one.
+func tempFile(dir, key string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, tempPrefix+key+"-*")
 	if err != nil {
 		return nil, diskError(err, dir, "cannot write to the cache")
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -722,7 +723,16 @@ func TestPruneRemovesWhatWasUsedLongestAgo(t *testing.T) {
 	// The hit is a use; its entry was made long ago.
 	f.mustGet(t, "used")
 	f.opts.MaxBytes = 2 * size
-	for name, old := range map[string]time.Duration{tempPrefix + "crashed": 10 * time.Minute, tempPrefix + "running": 0} {
+	running, crashed := f.key(digest.FromString("running"), "host"), f.key(digest.FromString("crashed"), "host")
+	unlock, err := f.tryLock(running)
+	if err != nil || unlock == nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	for name, old := range map[string]time.Duration{
+		tempPrefix + "crashed": 10 * time.Minute, tempPrefix + "running": 0,
+		tempPrefix + crashed + "-1": 0, tempPrefix + running + "-1": time.Hour,
+	} {
 		path := filepath.Join(f.opts.Dir, name)
 		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
@@ -740,9 +750,55 @@ func TestPruneRemovesWhatWasUsedLongestAgo(t *testing.T) {
 			t.Errorf("%s: its code is not removed with it", module)
 		}
 	}
-	if left := f.leftovers(t); len(left) != 1 || filepath.Base(left[0]) != tempPrefix+"running" {
+	// Who has the lock still compiles, however long ago it began.
+	want := []string{filepath.Join(f.opts.Dir, tempPrefix+running+"-1"), filepath.Join(f.opts.Dir, tempPrefix+"running")}
+	slices.Sort(want)
+	if left := f.leftovers(t); !slices.Equal(left, want) {
 		t.Errorf("left over: %v", left)
 	}
+}
+
+func TestWhatAKilledCompilationLeftIsSwept(t *testing.T) {
+	f := newFixture(t)
+	key := f.key(digest.FromString("hang"), hostDigest(t, f))
+	cmd := memberCommand(f.dir, "hang")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for len(f.leftovers(t)) == 0 || os.Geteuid() == 0 && len(leftGroups(f.groupName(key))) == 0 {
+		if time.Now().After(deadline) {
+			t.Log("no cgroup for the compiler here")
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err := Sweep(f.opts.Dir); err != nil || len(f.leftovers(t)) == 0 {
+		t.Errorf("what goes on was swept: %v", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := Sweep(f.opts.Dir); err != nil {
+		t.Error(err)
+	}
+	if left := append(f.leftovers(t), leftGroups(f.groupName("*"))...); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+	if err := Sweep(filepath.Join(f.dir, "never-made")); err != nil {
+		t.Errorf("without a cache: %v", err)
+	}
+}
+
+func hostDigest(t *testing.T, f *fixture) string {
+	t.Helper()
+	h, err := f.openHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.file.Close()
+	return h.digest
 }
 
 func TestACacheOverItsBoundMakesRoomByItself(t *testing.T) {

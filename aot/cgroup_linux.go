@@ -1,15 +1,20 @@
 package aot
 
 import (
-	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // group is the compiler's cgroup. A nil group is none: every method does
@@ -22,14 +27,64 @@ type group struct {
 // compilerPids bounds threads: the engine compiles with one per processor.
 const compilerPids = 2048
 
+// groupPrefix begins the name of every compiler's cgroup.
+const groupPrefix = "mentat-compile-"
+
+// groupName names the cgroup of the compiler of one entry. Whoever holds the
+// entry's lock can thus find what an earlier holder left.
+func (c *Cache) groupName(key string) string {
+	return groupPrefix + hex.EncodeToString(sum(c.opts.Dir))[:16] + "-" + key
+}
+
+// leftGroups returns the directories of a group, or of all of a prefix, in
+// every hierarchy.
+func leftGroups(name string) []string {
+	var dirs []string
+	for _, top := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		found, err := filepath.Glob(top + name)
+		if err != nil { // a name has no pattern characters of its own
+			panic(err)
+		}
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
+// clearGroup ends and removes a group whose maker was killed.
+func clearGroup(name string) error {
+	var errs []error
+	for _, dir := range leftGroups(name) {
+		err := os.Remove(dir)
+		for range 20 {
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			data, readErr := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			for field := range strings.FieldsSeq(string(data)) {
+				if pid, convErr := strconv.Atoi(field); convErr == nil && pid > 0 {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+			if readErr == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+			err = os.Remove(dir)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // newGroup puts pid into a cgroup of its own. It is made at the top, as that is
 // the only place whose controllers can be counted on: on version 2 the caller's
 // own group holds processes and so can have no limited children.
-func newGroup(pid int, memory int64) (*group, error) {
+func newGroup(name string, pid int, memory int64) (*group, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("only root makes cgroups")
 	}
-	name := "/mentat-compile-" + rand.Text()
+	name = "/" + name
 	pids := int64(compilerPids)
 	switch cgroups.Mode() {
 	case cgroups.Unified:

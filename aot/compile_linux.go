@@ -44,7 +44,10 @@ func (c *Cache) compile(ctx context.Context, key string, d digest.Digest, host *
 		return Entry{}, fault.Wrap(err, fault.ReasonOf(err), d.String(), "cannot read the module")
 	}
 	defer module.Close()
-	out, err := tempFile(c.opts.Dir)
+	if err := c.clear(key); err != nil {
+		c.opts.Report(fault.OneLine(fmt.Sprintf("cannot remove what a killed compilation of %s left: %v", d, err)))
+	}
+	out, err := tempFile(c.opts.Dir, key)
 	if err != nil {
 		return Entry{}, err
 	}
@@ -53,7 +56,7 @@ func (c *Cache) compile(ctx context.Context, key string, d digest.Digest, host *
 
 	start := time.Now()
 	mac := c.newMAC("entry", key)
-	size, err := c.runCompiler(ctx, d, host, module, io.MultiWriter(diskWriter{out, c.opts.Dir}, mac))
+	size, err := c.runCompiler(ctx, key, d, host, module, io.MultiWriter(diskWriter{out, c.opts.Dir}, mac))
 	if err != nil {
 		return Entry{}, errors.Join(err, out.Close())
 	}
@@ -116,7 +119,7 @@ func closeAll(files ...*os.File) {
 // runCompiler lets the child compile module and copies the result to out. It
 // returns the number of bytes, and an error unless the module had the digest d
 // and the child succeeded.
-func (c *Cache) runCompiler(ctx context.Context, d digest.Digest, host *hostBinary, module io.Reader, out io.Writer) (int64, error) {
+func (c *Cache) runCompiler(ctx context.Context, key string, d digest.Digest, host *hostBinary, module io.Reader, out io.Writer) (int64, error) {
 	p, err := newPipes()
 	if err != nil {
 		return 0, fault.Wrap(err, fault.CompileFailed, d.String(), "cannot start the compiler")
@@ -127,7 +130,7 @@ func (c *Cache) runCompiler(ctx context.Context, d digest.Digest, host *hostBina
 	// must stay ours until the child is gone.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	child, err := c.launch(p, host)
+	child, err := c.launch(p, host, key)
 	if err != nil {
 		return 0, fault.Wrap(err, fault.CompileFailed, d.String(), "cannot start the compiler %s", c.opts.HostBinary)
 	}
@@ -274,7 +277,7 @@ func (ch *child) killRest() {
 // launch starts the compiler with as few rights as this process can give, and
 // limits it before it gets a byte of the module: until then it is only our own
 // code.
-func (c *Cache) launch(p *pipes, host *hostBinary) (*child, error) {
+func (c *Cache) launch(p *pipes, host *hostBinary, key string) (*child, error) {
 	try := func(attr *syscall.SysProcAttr, path string) (*child, error) {
 		attr.Setpgid = true
 		attr.Pdeathsig = syscall.SIGKILL
@@ -289,7 +292,7 @@ func (c *Cache) launch(p *pipes, host *hostBinary) (*child, error) {
 			return nil, err
 		}
 		ch := &child{pid: cmd.Process.Pid, wait: wait}
-		if ch.group, err = c.confine(ch.pid); err != nil {
+		if ch.group, err = c.confine(ch.pid, key); err != nil {
 			ch.kill()
 			_ = wait()
 			return nil, err
@@ -310,7 +313,7 @@ func (c *Cache) launch(p *pipes, host *hostBinary) (*child, error) {
 		return nil, err
 	}
 	if static {
-		jail, err := c.jail(host)
+		jail, err := c.jail(host, key)
 		if err != nil {
 			return nil, err
 		}
@@ -342,12 +345,12 @@ const jailBinary = "mentat-host"
 
 // jail returns a directory with nothing in it but a copy of mentat-host. A
 // link would change the original's ctime, and with it what is remembered.
-func (c *Cache) jail(host *hostBinary) (string, error) {
+func (c *Cache) jail(host *hostBinary, key string) (string, error) {
 	jail := filepath.Join(c.opts.Dir, jailPrefix+host.digest[:32])
 	if _, err := os.Lstat(filepath.Join(jail, jailBinary)); err == nil {
 		return jail, nil
 	}
-	temp, err := os.MkdirTemp(c.opts.Dir, tempPrefix)
+	temp, err := os.MkdirTemp(c.opts.Dir, tempPrefix+key+"-*")
 	if err != nil {
 		return "", diskError(err, c.opts.Dir, "cannot prepare the compiler")
 	}
@@ -392,13 +395,13 @@ func isStatic(f *os.File) (bool, error) {
 }
 
 // confine limits a child. The group is nil where none can be made.
-func (c *Cache) confine(pid int) (*group, error) {
+func (c *Cache) confine(pid int, key string) (*group, error) {
 	bounds := map[int]uint64{
 		unix.RLIMIT_CPU:   uint64(limits.CompileCPU / time.Second),
 		unix.RLIMIT_CORE:  0,
 		unix.RLIMIT_FSIZE: 0,
 	}
-	g, err := newGroup(pid, c.maxMemory)
+	g, err := newGroup(c.groupName(key), pid, c.maxMemory)
 	if err != nil {
 		if os.Geteuid() == 0 {
 			c.opts.Report(fault.OneLine(fmt.Sprintf("no cgroup for the compiler, its address space is limited instead: %v", err)))

@@ -1,6 +1,7 @@
 package aot
 
 import (
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // fresh protects what was just handed out and may not be mapped yet, and
@@ -47,12 +50,11 @@ func (c *Cache) Prune() error {
 			}
 			entries = append(entries, e)
 			total += e.size
-		case strings.HasPrefix(name, tempPrefix) && age > c.opts.CompileWall+fresh,
-			strings.HasSuffix(name, failSuffix) && age > fresh:
+		case strings.HasSuffix(name, failSuffix) && age > fresh:
 			errs = append(errs, os.RemoveAll(path))
 		}
 	}
-	errs = append(errs, c.pruneJails(listing))
+	errs = append(errs, c.sweep(), c.pruneJails(listing))
 	if c.opts.MaxBytes <= 0 {
 		return errors.Join(errs...)
 	}
@@ -99,6 +101,69 @@ func (c *Cache) pruneJails(listing []fs.DirEntry) error {
 		// A build may still be about to start its compiler here.
 		if info, err := item.Info(); err == nil && time.Since(info.ModTime()) > c.opts.CompileWall+fresh {
 			errs = append(errs, os.RemoveAll(filepath.Join(c.opts.Dir, name)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Sweep removes what processes left that were killed while they compiled for
+// the cache in dir. What goes on is left alone: its lock is held.
+func Sweep(dir string) error {
+	c := &Cache{opts: Options{Dir: dir, CompileWall: limits.CompileWall}}
+	return c.sweep()
+}
+
+func (c *Cache) sweep() error {
+	listing, err := os.ReadDir(c.opts.Dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return diskError(err, c.opts.Dir, "cannot list the cache")
+	}
+	var errs []error
+	keys := make(map[string]bool)
+	for _, item := range listing {
+		rest, ok := strings.CutPrefix(item.Name(), tempPrefix)
+		if !ok {
+			continue
+		}
+		if key, _, _ := strings.Cut(rest, "-"); len(key) == 2*sha256.Size {
+			keys[key] = true
+			continue
+		}
+		// Made without a lock, in a moment.
+		if info, err := item.Info(); err == nil && time.Since(info.ModTime()) > c.opts.CompileWall+fresh {
+			errs = append(errs, os.RemoveAll(filepath.Join(c.opts.Dir, item.Name())))
+		}
+	}
+	for _, dir := range leftGroups(c.groupName("*")) {
+		keys[strings.TrimPrefix(filepath.Base(dir), c.groupName(""))] = true
+	}
+	for key := range keys {
+		unlock, err := c.tryLock(key)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if unlock == nil {
+			continue
+		}
+		errs = append(errs, c.clear(key))
+		unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// clear removes what an earlier holder of the key's lock left when it was
+// killed. The caller holds the lock.
+func (c *Cache) clear(key string) error {
+	errs := []error{clearGroup(c.groupName(key))}
+	listing, err := os.ReadDir(c.opts.Dir)
+	errs = append(errs, err)
+	for _, item := range listing {
+		if strings.HasPrefix(item.Name(), tempPrefix+key+"-") {
+			errs = append(errs, os.RemoveAll(filepath.Join(c.opts.Dir, item.Name())))
 		}
 	}
 	return errors.Join(errs...)

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,9 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -88,7 +88,13 @@ func (p *Preparer) compiled(ctx context.Context, module ocispec.Descriptor) (aot
 	if err != nil {
 		return aot.Entry{}, err
 	}
-	return cache.Module(ctx, module.Digest, func() (io.ReadCloser, error) { return p.Node.Fetch(ctx, module) })
+	return cache.Module(ctx, module.Digest, func() (io.ReadCloser, error) {
+		content, err := p.Node.Fetch(ctx, module)
+		if err != nil {
+			return nil, unreachable(err, module.Digest.String(), "cannot read the module")
+		}
+		return content, nil
+	})
 }
 
 // Request names the bundle and what the caller knows beside it.
@@ -97,14 +103,16 @@ type Request struct {
 	ID, Dir string
 	// Stdin is true when a standard input is attached.
 	Stdin bool
+	// Checkpoint is true when the container is not to begin but to go on from a
+	// checkpoint.
+	Checkpoint bool
 }
 
 // Result says what was decided.
 type Result struct {
 	// WASM is true when config.json was rewritten to run mentat-host.
 	WASM bool
-	// Verdict is the gate's; nil only for a sandbox's own container without an
-	// image.
+	// Verdict is the gate's.
 	Verdict *verifier.Verdict
 	// Compiled is true when the module was not in the cache.
 	Compiled bool
@@ -113,6 +121,10 @@ type Result struct {
 // Prepare makes one bundle ready. The context carries containerd's namespace.
 // Every refusal is a fault with its reason.
 func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
+	// Policy, trust stores and lists are read while containerd answers.
+	open := sync.OnceValues(func() (*verifier.Verifier, error) { return p.openVerifier(ctx) })
+	go open()    //nolint:errcheck // the call below returns the same
+	defer open() //nolint:errcheck // as above; nothing goes on after the answer
 	spec, err := readSpec(req.Dir)
 	if err != nil {
 		return nil, err
@@ -121,35 +133,40 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, unreachable(err, req.ID, "cannot find the container in containerd")
 	}
-	v, err := p.openVerifier(ctx)
-	if err != nil {
+	candidates, index, findErr := p.find(ctx, c, spec.Spec)
+	v, err := open()
+	if err = cmp.Or(err, findErr); err != nil {
 		return nil, err
 	}
-	found, err := p.find(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	verdict := v.Verify(ctx, verifier.Input{Reference: c.Image, Artifact: found})
-	p.Log.Info("gate", "container", req.ID, "image", c.Image, "verdict", verdict.Line())
-	if !verdict.Allowed {
-		return nil, verdict.Err
+	found := candidates[0]
+	var verdict *verifier.Verdict
+	for _, a := range slices.Backward(candidates) {
+		verdict = v.Verify(ctx, verifier.Input{Reference: c.Image, Artifact: a, Index: index})
+		p.Log.Info("gate", "container", req.ID, "image", c.Image, "verdict", verdict.Line())
+		if !verdict.Allowed {
+			return nil, verdict.Err
+		}
 	}
 	for _, w := range verdict.Warnings {
 		p.Log.Warn(w, "container", req.ID)
 	}
+	if req.Checkpoint {
+		if err := restorable(ctx, v, req.ID, found, verdict); err != nil {
+			return nil, err
+		}
+	}
 	result := &Result{Verdict: verdict}
 	if found == nil {
-		return result, nil
+		return result, spec.restore()
 	}
-	if err := p.checkSnapshot(ctx, req.ID, c, found); err != nil {
+	if err := runnable(c.Image, found); err != nil {
+		return nil, err
+	}
+	if err := p.checkSnapshot(ctx, req.ID, c, spec.Spec, found); err != nil {
 		return nil, err
 	}
 	if found.Module == nil {
-		if found.Form == oci.FormPlainWASM {
-			return nil, fault.New(fault.Unsupported, c.Image, "it is WASM, but has no %s blob that could be run", oci.MediaTypeWASM).
-				WithHint("pack the module with mentatctl build")
-		}
-		return result, nil
+		return result, spec.restore()
 	}
 	if err := p.Node.Hold(ctx, req.ID, found.Digest); err != nil {
 		return nil, unreachable(err, req.ID, "cannot protect the agent's content from garbage collection")
@@ -162,7 +179,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		id: req.ID, dir: req.Dir, stdin: req.Stdin,
 		reference: c.Image, artifact: found, verdict: verdict,
 		host: p.host, module: entry.Path,
-		grant: p.grant(v, verdict, found, spec),
+		grant: p.grant(v, verdict, found, spec.Spec),
 	}
 	if err := run.apply(spec); err != nil {
 		return nil, err
@@ -170,6 +187,31 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	result.WASM, result.Compiled = true, !entry.Hit
 	p.Log.Info("agent", "container", req.ID, "agent", verdict.Agent, "trust", verdict.Trust, "module", found.Module.Digest, "compiled", !entry.Hit)
 	return result, nil
+}
+
+// runnable refuses what is no image of a form that is known to be one.
+func runnable(on string, a *oci.Artifact) error {
+	switch {
+	case a.Module != nil, a.Form == oci.FormImage, a.Form == oci.FormContainer:
+		return nil
+	case a.Form == oci.FormPlainWASM:
+		return fault.New(fault.Unsupported, on, "it is WASM, but has no %s blob that could be run", oci.MediaTypeWASM).
+			WithHint("pack the module with mentatctl build")
+	}
+	return fault.New(fault.Unsupported, on, "an artifact with a config of the type %q is no image that could be run", a.Manifest.Config.MediaType)
+}
+
+// restorable judges a checkpoint, which is the memory of a process: running code
+// that no signature covers, whatever the container's image is. It is held to
+// the rules for a container without an image, and cannot become an agent.
+func restorable(ctx context.Context, v *verifier.Verifier, on string, a *oci.Artifact, verdict *verifier.Verdict) error {
+	switch {
+	case a != nil && a.Module != nil:
+		return fault.New(fault.Unsupported, on, "a WASM agent cannot go on from a checkpoint")
+	case verdict.Scope != "":
+		return fault.New(fault.Unsigned, on, "a checkpoint cannot carry the attestation that the scope %q requires", verdict.Scope)
+	}
+	return v.Verify(ctx, verifier.Input{}).Err
 }
 
 // refreshBudget bounds how long a start waits for a revocation server; what
@@ -191,13 +233,14 @@ func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error)
 	return v, nil
 }
 
-// find reads the image that the container was made from; nil without an image.
-func (p *Preparer) find(ctx context.Context, c Container) (*oci.Artifact, error) {
+// find reads the images that the container may have been made from, first the
+// one that is to run; it is nil without an image. index is the digest of the
+// index that led to them, "" if none did.
+func (p *Preparer) find(ctx context.Context, c Container, spec *specs.Spec) (found []*oci.Artifact, index digest.Digest, err error) {
 	if c.Image == "" && c.Digest == "" {
-		return nil, nil
+		return []*oci.Artifact{nil}, "", nil
 	}
 	var target ocispec.Descriptor
-	var err error
 	if c.Digest != "" {
 		target, err = p.Node.Blob(ctx, c.Digest)
 	} else {
@@ -208,19 +251,21 @@ func (p *Preparer) find(ctx context.Context, c Container) (*oci.Artifact, error)
 	}
 	if err != nil {
 		if errdefs.IsNotFound(err) {
-			return nil, fault.Wrap(err, fault.NotFound, c.Image, "the container's image is gone, so it cannot be verified").
+			return nil, "", fault.Wrap(err, fault.NotFound, c.Image, "the container's image is gone, so it cannot be verified").
 				WithHint("pull the image and create the container again")
 		}
-		return nil, unreachable(err, c.Image, "cannot look the image up")
+		return nil, "", unreachable(err, c.Image, "cannot look the image up")
 	}
 	raw, err := oci.ReadBlob(ctx, p.Node, target, limits.OCIManifestBytes)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if !isIndex(raw) {
-		return oci.Read(ctx, p.Node, raw)
+		a, err := oci.Read(ctx, p.Node, raw)
+		return []*oci.Artifact{a}, "", err
 	}
-	return p.choose(ctx, c, raw)
+	found, err = p.choose(ctx, c, spec, raw)
+	return found, target.Digest, err
 }
 
 // isIndex tells an index from a manifest by its content: what is found by
@@ -232,10 +277,11 @@ func isIndex(raw []byte) bool {
 	return json.Unmarshal(raw, &head) == nil && head.Manifests != nil
 }
 
-// choose picks from an index the manifest that the container's snapshot was
-// made from, the WASM one first. An entry whose content was not pulled is not
-// what containerd unpacked.
-func (p *Preparer) choose(ctx context.Context, c Container, raw []byte) (*oci.Artifact, error) {
+// choose picks from an index the manifests that the container's snapshot may
+// have been made from, the WASM one first. An entry whose content was not pulled
+// is not what containerd unpacked. There can be several: with the layers of one
+// and a config of its own an entry is another image, and nobody signs an index.
+func (p *Preparer) choose(ctx context.Context, c Container, spec *specs.Spec, raw []byte) ([]*oci.Artifact, error) {
 	index, err := oci.ParseIndex(raw)
 	if err != nil {
 		return nil, err
@@ -249,6 +295,7 @@ func (p *Preparer) choose(ctx context.Context, c Container, raw []byte) (*oci.Ar
 	if err != nil {
 		return nil, err
 	}
+	var found []*oci.Artifact
 	for _, d := range entries {
 		raw, err := oci.ReadBlob(ctx, p.Node, d, limits.OCIManifestBytes)
 		if fault.ReasonOf(err) == fault.NotFound {
@@ -264,9 +311,13 @@ func (p *Preparer) choose(ctx context.Context, c Container, raw []byte) (*oci.Ar
 		if err != nil {
 			return nil, err
 		}
-		if sameChain(parent, a.ChainID()) {
-			return a, nil
+		// A chart has no layers, but that does not make it an empty root.
+		if a.Form != oci.FormOther && sameChain(parent, a.ChainID(), spec) {
+			found = append(found, a)
 		}
+	}
+	if len(found) > 0 {
+		return found, nil
 	}
 	return nil, fault.New(fault.SnapshotMismatch, c.Image, "no manifest of the index is what the container's root filesystem was made from")
 }
@@ -294,27 +345,49 @@ func (p *Preparer) snapshotParent(ctx context.Context, c Container) (string, err
 
 // checkSnapshot requires that the root filesystem was made from the layers of
 // the image that was verified: a tag can move between create and start.
-func (p *Preparer) checkSnapshot(ctx context.Context, id string, c Container, a *oci.Artifact) error {
+func (p *Preparer) checkSnapshot(ctx context.Context, id string, c Container, spec *specs.Spec, a *oci.Artifact) error {
 	parent, err := p.snapshotParent(ctx, c)
 	if err != nil {
 		return err
 	}
-	if sameChain(parent, a.ChainID()) {
+	// containerd mounts the snapshot there; a specification can name another
+	// root. That of a WASM agent is an empty one of our own.
+	const mounted = "rootfs"
+	if a.Module == nil && (c.SnapshotKey == "" || spec.Root == nil || filepath.Clean(spec.Root.Path) != mounted) {
+		return fault.New(fault.SnapshotMismatch, id, "the root filesystem is none of containerd's snapshots, so it is not known to be that of the verified image %s", a.Digest)
+	}
+	if sameChain(parent, a.ChainID(), spec) {
 		return nil
 	}
 	return fault.New(fault.SnapshotMismatch, id, "the root filesystem is made from %q, the verified image %s has layers %q",
 		parent, a.Digest, a.ChainID()).WithHint("the tag moved or the image was replaced: create the container again")
 }
 
-// remapped is how containerd names a copy of a chain for a user namespace.
-var remapped = regexp.MustCompile(`^-\d+-\d+$`)
-
-func sameChain(parent string, chain digest.Digest) bool {
+// sameChain tells whether a snapshot's parent is what containerd makes of a
+// chain: the chain itself or, for a user namespace on a snapshotter that cannot
+// map owners, a copy under a name that follows from chain and mapping.
+func sameChain(parent string, chain digest.Digest, spec *specs.Spec) bool {
 	if parent == chain.String() {
 		return true
 	}
-	rest, ok := strings.CutPrefix(parent, chain.String())
-	return chain != "" && ok && remapped.MatchString(rest)
+	l := spec.Linux
+	if l == nil || len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {
+		return false
+	}
+	// As containerd's client encodes what it hashes.
+	var remapped struct {
+		Parent string
+		IDMap  struct {
+			UIDs []specs.LinuxIDMapping `json:"UidMap"`
+			GIDs []specs.LinuxIDMapping `json:"GidMap"`
+		}
+	}
+	byContainerID := func(a, b specs.LinuxIDMapping) int { return cmp.Compare(a.ContainerID, b.ContainerID) }
+	remapped.Parent = chain.String()
+	remapped.IDMap.UIDs = slices.SortedStableFunc(slices.Values(l.UIDMappings), byContainerID)
+	remapped.IDMap.GIDs = slices.SortedStableFunc(slices.Values(l.GIDMappings), byContainerID)
+	name, err := json.Marshal(remapped)
+	return err == nil && parent == digest.FromBytes(name).String()
 }
 
 // grant computes what the agent may do from its manifest, the node's policy
@@ -324,12 +397,14 @@ func (p *Preparer) grant(v *verifier.Verifier, verdict *verifier.Verdict, a *oci
 	if v.Policy() != nil {
 		policy = v.Policy().Grants(verdict.Trust)
 	}
-	return capability.Effective(capability.Request{
+	g := capability.Effective(capability.Request{
 		Manifest: a.Agent,
 		Trust:    string(verdict.Trust),
 		Policy:   policy,
-		Given:    given(spec, a.Config),
+		Given:    given(spec, a.Config, a.Agent),
 	})
+	g.Withheld = append(g.Withheld, foreign(spec)...)
+	return g
 }
 
 // unreachable wraps a containerd error; a cancelled call keeps that meaning.

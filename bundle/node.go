@@ -3,14 +3,13 @@ package bundle
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/containerd/v2/core/content"
-	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/pkg/dialer"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -66,10 +65,11 @@ type Containerd struct {
 	containers containersapi.ContainersClient
 	images     imagesapi.ImagesClient
 	snapshots  snapshotsapi.SnapshotsClient
-	content    content.Store
+	content    contentapi.ContentClient
 }
 
-// Dial prepares a connection to containerd's socket; nothing is sent yet.
+// Dial begins to connect to containerd's socket; whether containerd answers is
+// told by the first call.
 func Dial(address string) (*Containerd, error) {
 	if address == "" {
 		return nil, fault.New(fault.Internal, "containerd", "no address is known").WithHint("GRPC_ADDRESS names it to what containerd starts")
@@ -80,12 +80,13 @@ func Dial(address string) (*Containerd, error) {
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, address, "cannot reach containerd")
 	}
+	conn.Connect()
 	return &Containerd{
 		conn:       conn,
 		containers: containersapi.NewContainersClient(conn),
 		images:     imagesapi.NewImagesClient(conn),
 		snapshots:  snapshotsapi.NewSnapshotsClient(conn),
-		content:    contentproxy.NewContentStore(contentapi.NewContentClient(conn)),
+		content:    contentapi.NewContentClient(conn),
 	}, nil
 }
 
@@ -126,28 +127,70 @@ func (c *Containerd) Image(ctx context.Context, ref string) (ocispec.Descriptor,
 
 // Blob implements [Node].
 func (c *Containerd) Blob(ctx context.Context, d digest.Digest) (ocispec.Descriptor, error) {
-	info, err := c.content.Info(ctx, d)
+	r, err := c.content.Info(ctx, &contentapi.InfoRequest{Digest: d.String()})
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return ocispec.Descriptor{}, errgrpc.ToNative(err)
 	}
 	// The store keeps no type; manifest and index are told apart by content.
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: info.Digest, Size: info.Size}, nil
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(r.Info.Digest), Size: r.Info.Size}, nil
 }
 
-// Fetch implements oci.Fetcher over the content store.
+// Fetch implements oci.Fetcher over the content store, with one call where the
+// library's reader makes two.
 func (c *Containerd) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	ra, err := c.content.ReaderAt(ctx, desc)
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := c.content.Read(ctx, &contentapi.ReadContentRequest{Digest: desc.Digest.String()})
 	if err != nil {
-		if errdefs.IsNotFound(err) {
-			return nil, fault.Wrap(err, fault.NotFound, desc.Digest.String(), "not in containerd's content store").
-				WithHint("pull the image again")
-		}
-		return nil, err
+		cancel()
+		return nil, errgrpc.ToNative(err)
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{content.NewReader(ra), ra}, nil
+	b := &blob{stream: stream, cancel: cancel}
+	// Whether it is there is told by the first answer.
+	if err = b.next(); err == nil || errors.Is(err, io.EOF) {
+		return b, nil
+	}
+	cancel()
+	if errdefs.IsNotFound(err) {
+		return nil, fault.Wrap(err, fault.NotFound, desc.Digest.String(), "not in containerd's content store").
+			WithHint("pull the image again")
+	}
+	return nil, err
+}
+
+// blob is content as it arrives: data is what came and was not yet read, err
+// how the stream ended.
+type blob struct {
+	stream contentapi.Content_ReadClient
+	cancel context.CancelFunc
+	data   []byte
+	err    error
+}
+
+func (b *blob) next() error {
+	answer, err := b.stream.Recv()
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = errgrpc.ToNative(err)
+	}
+	b.data, b.err = answer.GetData(), err
+	return err
+}
+
+// Read implements io.Reader.
+func (b *blob) Read(p []byte) (int, error) {
+	for len(b.data) == 0 {
+		if b.err != nil || b.next() != nil {
+			return 0, b.err
+		}
+	}
+	n := copy(p, b.data)
+	b.data = b.data[n:]
+	return n, nil
+}
+
+// Close implements io.Closer: it ends the stream, read or not.
+func (b *blob) Close() error {
+	b.cancel()
+	return nil
 }
 
 // SnapshotParent implements [Node].

@@ -14,8 +14,9 @@ import (
 	"strings"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/mentatlab/mentat/capability"
 	"github.com/mentatlab/mentat/internal/fault"
@@ -27,10 +28,16 @@ import (
 
 const (
 	specName = "config.json"
+	// originalName keeps the specification that config.json was made from. It
+	// lies beside config.json and not in the private directory: the container
+	// sees that one, and the original holds the environment it must not see.
+	originalName = "config.mentat.json"
 	// privateDir is our directory in a bundle; it becomes [hostdoc.Dir].
 	privateDir = "mentat"
-	// rootDir in it is the container's root file system.
-	rootDir = "root"
+	// rootDir in it is the container's root file system, stateDir what the
+	// container may write to.
+	rootDir  = "root"
+	stateDir = "state"
 	// inputAnnotation and inputEnv name a file with the run's input.
 	inputAnnotation = "dev.mentatlab.input"
 	inputEnv        = "MENTAT_INPUT"
@@ -53,11 +60,21 @@ func Prepared(dir string) bool {
 // ReadExit reads how a WASM agent's run ended; errors.Is fs.ErrNotExist when
 // the host was killed before it could say.
 func ReadExit(dir string) (*hostdoc.Exit, error) {
-	f, err := os.Open(filepath.Join(dir, privateDir, "state", filepath.Base(hostdoc.ExitPath)))
+	// The container writes to that directory: no link out of it is followed, and
+	// no pipe is waited for.
+	name := filepath.Join(dir, privateDir, stateDir, filepath.Base(hostdoc.ExitPath))
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fault.New(fault.Internal, name, "the run's exit record is %s, not a file", info.Mode().Type())
+	}
 	exit := new(hostdoc.Exit)
 	if err := json.NewDecoder(io.LimitReader(f, limits.LogLineBytes)).Decode(exit); err != nil {
 		return nil, fmt.Errorf("cannot read the run's exit record: %w", err)
@@ -65,24 +82,96 @@ func ReadExit(dir string) (*hostdoc.Exit, error) {
 	return exit, nil
 }
 
-func readSpec(dir string) (*specs.Spec, error) {
+// bundleSpec is a bundle's specification as its container manager wrote it.
+type bundleSpec struct {
+	*specs.Spec
+	dir string
+	raw []byte
+	// rewritten tells that config.json is no longer raw: an earlier preparation
+	// replaced it, and creating the container failed afterwards.
+	rewritten bool
+}
+
+// original is what [originalName] holds.
+type original struct {
+	// Rewritten is the digest of the config.json that was made from Spec. With
+	// any other one the container manager wrote a new specification.
+	Rewritten digest.Digest `json:"rewritten"`
+	Spec      []byte        `json:"spec"`
+}
+
+func readSpec(dir string) (*bundleSpec, error) {
+	b := &bundleSpec{dir: dir}
 	name := filepath.Join(dir, specName)
-	f, err := os.Open(name)
-	if err != nil {
+	var err error
+	if b.raw, err = readBounded(name, specBytes); err != nil {
 		r := fault.Internal
 		if errors.Is(err, fs.ErrNotExist) {
 			r = fault.NotFound
 		}
 		return nil, fault.Wrap(err, r, name, "the bundle has no readable specification")
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, specBytes+1))
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, name, "cannot read the specification")
-	}
-	if len(data) > specBytes {
+	if len(b.raw) > specBytes {
 		return nil, fault.New(fault.ResourceLimit, name, "the specification is over %d bytes", specBytes)
 	}
+	kept, err := readBounded(filepath.Join(dir, originalName), 2*specBytes)
+	switch {
+	case err == nil:
+		var o original
+		if err := json.Unmarshal(kept, &o); err != nil {
+			return nil, fault.Wrap(err, fault.Internal, filepath.Join(dir, originalName), "the record of the original specification is damaged")
+		}
+		if o.Rewritten == digest.FromBytes(b.raw) {
+			b.raw, b.rewritten = o.Spec, true
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fault.Wrap(err, fault.Internal, dir, "cannot read the original specification")
+	}
+	if b.Spec, err = parseSpec(name, b.raw); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// restore gives config.json back what an earlier preparation replaced, for a
+// container that is not to run WASM after all.
+func (b *bundleSpec) restore() error {
+	if !b.rewritten {
+		return nil
+	}
+	if err := writeFile(filepath.Join(b.dir, specName), b.raw, 0o600); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(b.dir, privateDir)); err != nil {
+		return fault.Wrap(err, fault.Internal, b.dir, "cannot remove the agent's private directory")
+	}
+	return nil
+}
+
+// replace writes a rewritten specification, and before it the record of what it
+// was made from.
+func (b *bundleSpec) replace(data []byte) error {
+	record, err := json.Marshal(original{Rewritten: digest.FromBytes(data), Spec: b.raw})
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, b.dir, "cannot encode the original specification")
+	}
+	if err := writeFile(filepath.Join(b.dir, originalName), record, 0o600); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(b.dir, specName), data, 0o600)
+}
+
+// readBounded reads a file, and of one that is too large a byte more than limit.
+func readBounded(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit+1))
+}
+
+func parseSpec(name string, data []byte) (*specs.Spec, error) {
 	spec := new(specs.Spec)
 	if err := json.Unmarshal(data, spec); err != nil {
 		return nil, fault.Wrap(err, fault.Usage, name, "the specification is not valid")
@@ -106,59 +195,6 @@ func writeFile(name string, data []byte, mode fs.FileMode) error {
 	return nil
 }
 
-// given is what the user put into the container: bind mounts and variables
-// that the image and the runtime did not put there.
-func given(spec *specs.Spec, config *ocispec.Image) capability.Given {
-	g := capability.Given{Env: map[string]string{}}
-	for _, m := range spec.Mounts {
-		if isUserMount(m) {
-			g.Mounts = append(g.Mounts, capability.Mount{
-				Source: m.Source, Destination: path.Clean(m.Destination),
-				ReadOnly: slices.Contains(m.Options, "ro"),
-			})
-		}
-	}
-	if spec.Process == nil {
-		return g
-	}
-	for _, kv := range spec.Process.Env {
-		name, value, _ := strings.Cut(kv, "=")
-		if ambient(name) || (config != nil && slices.Contains(config.Config.Env, kv)) {
-			continue
-		}
-		g.Env[name] = value
-	}
-	return g
-}
-
-// ambient are variables that container managers set by themselves.
-func ambient(name string) bool {
-	switch name {
-	case "PATH", "HOSTNAME", "TERM", "HOME", inputEnv:
-		return true
-	}
-	// Kubernetes names every service of the namespace to every container.
-	return strings.Contains(name, "_SERVICE_PORT") || strings.HasSuffix(name, "_SERVICE_HOST") ||
-		strings.HasSuffix(name, "_PORT") || strings.Contains(name, "_PORT_")
-}
-
-// isUserMount tells a mount with content of somebody's from the kernel's and
-// the container manager's own.
-func isUserMount(m specs.Mount) bool {
-	switch m.Type {
-	case "proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue":
-		return false
-	case "tmpfs":
-		d := path.Clean(m.Destination)
-		return d != "/dev" && d != "/dev/shm" && d != "/run"
-	}
-	switch path.Clean(m.Destination) {
-	case "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm", terminationLog:
-		return false
-	}
-	return true
-}
-
 // wasmRun is one decision to run a WASM agent, applied to a specification.
 type wasmRun struct {
 	id, dir   string
@@ -169,34 +205,50 @@ type wasmRun struct {
 	host      string
 	module    string
 	grant     capability.Grant
-	// inputSource is what is mounted as the input, "" without a file.
-	inputSource string
+	// inputMount is what holds the input, nil without a file.
+	inputMount *specs.Mount
 }
 
 // apply writes the bundle's private directory and then, last, config.json.
-func (r *wasmRun) apply(spec *specs.Spec) error {
+func (r *wasmRun) apply(spec *bundleSpec) error {
+	p, err := r.plan(spec.Spec)
+	if err != nil {
+		return err
+	}
+	if err := r.writePrivate(p); err != nil {
+		return err
+	}
+	return spec.replace(p.spec)
+}
+
+// plan is what apply writes: everything is decided before anything is written.
+type plan struct {
+	document, spec []byte
+	owners         owners
+}
+
+// plan rewrites spec in place.
+func (r *wasmRun) plan(spec *specs.Spec) (p plan, err error) {
 	if spec.Process == nil || spec.Root == nil || spec.Linux == nil {
-		return fault.New(fault.Usage, filepath.Join(r.dir, specName), "process, root and linux are required")
+		return p, fault.New(fault.Usage, filepath.Join(r.dir, specName), "process, root and linux are required")
+	}
+	if p.owners, err = ownersOf(spec); err != nil {
+		return p, err
 	}
 	doc, err := r.document(spec)
 	if err != nil {
-		return err
+		return p, err
 	}
-	data, err := doc.Marshal()
-	if err != nil {
-		return fault.Wrap(err, fault.Internal, r.id, "cannot encode the host document")
-	}
-	if err := r.writePrivate(spec, data); err != nil {
-		return err
+	if p.document, err = doc.Marshal(); err != nil {
+		return p, fault.Wrap(err, fault.ReasonOf(err), r.id, "cannot encode the host document")
 	}
 	if err := r.rewrite(spec, doc); err != nil {
-		return err
+		return p, err
 	}
-	out, err := json.Marshal(spec)
-	if err != nil {
-		return fault.Wrap(err, fault.Internal, r.id, "cannot encode the specification")
+	if p.spec, err = json.Marshal(spec); err != nil {
+		return p, fault.Wrap(err, fault.Internal, r.id, "cannot encode the specification")
 	}
-	return writeFile(filepath.Join(r.dir, specName), out, 0o600)
+	return p, nil
 }
 
 // document says to the host what to run; config.json says what holds it.
@@ -238,25 +290,31 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	if spec.Process.Terminal {
 		doc.LogFormat = "text"
 	}
-	if slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return path.Clean(m.Destination) == terminationLog }) {
+	if slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return isManagers(m) && destination(m) == terminationLog }) {
 		doc.Termination = terminationLog
 	}
 	doc.Input, err = r.input(spec, doc.Args)
 	return doc, err
 }
 
-// args are the container's arguments after the image's entrypoint.
+// args are the container's arguments after the image's program, which is the
+// entrypoint or, without one, the first word of the command.
 func (r *wasmRun) args(spec *specs.Spec) []string {
-	name := "/agent.wasm"
-	if c := r.artifact.Config; c != nil && len(c.Config.Entrypoint) > 0 && len(r.artifact.Manifest.Layers) > 0 {
-		if entry := c.Config.Entrypoint; len(spec.Process.Args) >= len(entry) && slices.Equal(spec.Process.Args[:len(entry)], entry) {
-			return append([]string{path.Base(entry[0])}, spec.Process.Args[len(entry):]...)
+	given := spec.Process.Args
+	var program []string
+	if c := r.artifact.Config; c != nil {
+		program = c.Config.Entrypoint
+		if len(program) == 0 && len(c.Config.Cmd) > 0 {
+			program = c.Config.Cmd[:1]
 		}
 	}
-	if len(spec.Process.Args) > 0 && strings.HasSuffix(spec.Process.Args[0], ".wasm") {
-		return append([]string{path.Base(spec.Process.Args[0])}, spec.Process.Args[1:]...)
+	switch {
+	case len(program) > 0 && len(given) >= len(program) && slices.Equal(given[:len(program)], program):
+		return append([]string{path.Base(program[0])}, given[len(program):]...)
+	case len(given) > 0 && strings.HasSuffix(given[0], ".wasm"):
+		return append([]string{path.Base(given[0])}, given[1:]...)
 	}
-	return append([]string{path.Base(name)}, spec.Process.Args...)
+	return append([]string{"agent.wasm"}, given...)
 }
 
 // input applies the rule of the ABI: a named file, arguments without a stdin,
@@ -275,33 +333,23 @@ func (r *wasmRun) input(spec *specs.Spec, args []string) (hostdoc.Input, error) 
 			return hostdoc.Input{}, fault.New(fault.Usage, name, "the input file is in no mount of the container").
 				WithHint("mount the file or its directory, e.g. a ConfigMap, and name its path in the container")
 		}
-		if m.Type != "bind" && m.Type != "" && m.Type != "none" {
+		if !isBind(m) {
 			return hostdoc.Input{}, fault.New(fault.Unsupported, m.Destination, "the input is on a %s mount, only bind mounts can be read", m.Type)
 		}
-		r.inputSource = m.Source
+		if !filepath.IsAbs(m.Source) {
+			m.Source = filepath.Join(r.dir, m.Source) // as the runtime does
+		}
+		if _, err := os.Stat(m.Source); err != nil {
+			return hostdoc.Input{}, fault.Wrap(err, fault.NotFound, name, "the input file's mount has no source")
+		}
+		m = narrowed(m, true)
+		m.Destination = hostdoc.InputPath
+		r.inputMount = &m
 		return hostdoc.Input{Kind: hostdoc.InputFile, Path: path.Join(hostdoc.InputPath, rest)}, nil
 	case len(args) > 1 && !r.stdin:
 		return hostdoc.Input{Kind: hostdoc.InputText, Text: strings.Join(args[1:], " ")}, nil
 	}
 	return hostdoc.Input{Kind: hostdoc.InputStdin}, nil
-}
-
-// mountOf finds the user mount that holds a path and the path within it.
-func mountOf(spec *specs.Spec, name string) (specs.Mount, string, bool) {
-	name = path.Clean("/" + name)
-	for _, m := range slices.Backward(spec.Mounts) {
-		if !isUserMount(m) {
-			continue
-		}
-		d := path.Clean(m.Destination)
-		if name == d {
-			return m, "", true
-		}
-		if rest, ok := strings.CutPrefix(name, strings.TrimSuffix(d, "/")+"/"); ok {
-			return m, rest, true
-		}
-	}
-	return specs.Mount{}, "", false
 }
 
 // memory is what the guest may use: the smallest of manifest, container limit
@@ -323,116 +371,164 @@ func (r *wasmRun) memory(spec *specs.Spec) (int64, error) {
 	return min(guest, c-max(8*limits.MiB, c/10)), nil
 }
 
-func (r *wasmRun) writePrivate(spec *specs.Spec, data []byte) error {
-	dir := filepath.Join(r.dir, privateDir)
-	state, root := filepath.Join(dir, "state"), filepath.Join(dir, rootDir)
-	uid, gid := hostIDs(spec, spec.Process.User)
-	rootUID, rootGID := hostIDs(spec, specs.User{})
+func (r *wasmRun) writePrivate(p plan) error {
+	o, dir := p.owners, filepath.Join(r.dir, privateDir)
+	state, root := filepath.Join(dir, stateDir), filepath.Join(dir, rootDir)
+	// What is bind-mounted into a read-only directory needs a place there.
+	place := func(at string) func() error {
+		return func() error { return writeFile(filepath.Join(dir, filepath.Base(at)), nil, 0o444) }
+	}
 	steps := []func() error{
 		func() error { return os.RemoveAll(dir) },
-		func() error { return os.Mkdir(dir, 0o755) },
-		func() error { return os.Mkdir(state, 0o700) },
-		func() error { return os.Chown(state, uid, gid) },
-		func() error { return os.Mkdir(root, 0o755) },
-		func() error { return os.Chown(root, rootUID, rootGID) },
-		// What is bind-mounted into a read-only directory needs a place there.
-		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.HostPath)), nil, 0o444) },
-		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.ModulePath)), nil, 0o444) },
+		func() error { return mkdir(dir, 0o755) },
+		func() error { return mkdir(state, 0o700) },
+		func() error { return os.Chown(state, o.uid, o.gid) },
+		func() error { return mkdir(root, 0o755) },
+		func() error { return os.Chown(root, o.rootUID, o.rootGID) },
+		place(hostdoc.HostPath),
+		place(hostdoc.ModulePath),
 		func() error { return r.inputPlace(dir) },
-		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.Path)), data, 0o444) },
+		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.Path)), p.document, 0o444) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
-			return fault.Wrap(err, fault.Internal, dir, "cannot make the agent's private directory")
+			err = fault.Wrap(err, fault.Internal, dir, "cannot make the agent's private directory")
+			return errors.Join(err, os.RemoveAll(dir))
 		}
 	}
 	return nil
 }
 
+// mkdir makes a directory of that mode whatever the caller's umask is: the
+// container's user must get in.
+func mkdir(name string, mode fs.FileMode) error {
+	return errors.Join(os.Mkdir(name, mode), os.Chmod(name, mode))
+}
+
 // inputPlace makes the place onto which the input's mount goes.
 func (r *wasmRun) inputPlace(dir string) error {
-	if r.inputSource == "" {
+	if r.inputMount == nil {
 		return nil
 	}
 	place := filepath.Join(dir, filepath.Base(hostdoc.InputPath))
-	info, err := os.Stat(r.inputSource)
+	info, err := os.Stat(r.inputMount.Source)
 	if err != nil {
 		return err
 	}
 	if info.IsDir() {
-		return os.Mkdir(place, 0o755)
+		return mkdir(place, 0o755)
 	}
 	return writeFile(place, nil, 0o444)
 }
 
-// hostIDs are a container user's ids outside its user namespace.
-func hostIDs(spec *specs.Spec, u specs.User) (int, int) {
-	outside := func(id uint32, maps []specs.LinuxIDMapping) int {
-		for _, m := range maps {
-			if id >= m.ContainerID && id-m.ContainerID < m.Size {
-				return int(m.HostID + id - m.ContainerID)
-			}
+// owners are the container's user and its root, as the node numbers them.
+type owners struct {
+	uid, gid         int
+	rootUID, rootGID int
+}
+
+func ownersOf(spec *specs.Spec) (o owners, err error) {
+	for _, id := range []struct {
+		out  *int
+		id   uint32
+		maps []specs.LinuxIDMapping
+	}{
+		{&o.uid, spec.Process.User.UID, spec.Linux.UIDMappings},
+		{&o.gid, spec.Process.User.GID, spec.Linux.GIDMappings},
+		{&o.rootUID, 0, spec.Linux.UIDMappings},
+		{&o.rootGID, 0, spec.Linux.GIDMappings},
+	} {
+		var ok bool
+		if *id.out, ok = hostID(id.id, id.maps); !ok {
+			return o, fault.New(fault.Usage, specName, "the id %d is not one of the container's user namespace", id.id)
 		}
-		return int(id)
 	}
-	return outside(u.UID, spec.Linux.UIDMappings), outside(u.GID, spec.Linux.GIDMappings)
+	return o, nil
+}
+
+// hostID is a container's id outside its user namespace, if it has one.
+func hostID(id uint32, maps []specs.LinuxIDMapping) (int, bool) {
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return int(m.HostID) + int(id-m.ContainerID), true
+		}
+	}
+	return int(id), len(maps) == 0
 }
 
 // rewrite replaces, not merges, what the container was given: the process of a
 // WASM agent is ours, and nothing a user set may reach it.
 func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
-	p := spec.Process
-	p.Args = []string{hostdoc.HostPath, "run", "--document", hostdoc.Path}
-	p.CommandLine = ""
-	p.Env = nil
-	p.Cwd = "/"
-	p.Capabilities = &specs.LinuxCapabilities{}
-	p.NoNewPrivileges = true
-	p.Rlimits = []specs.POSIXRlimit{
-		{Type: "RLIMIT_NOFILE", Hard: maxOpenFiles, Soft: maxOpenFiles},
-		{Type: "RLIMIT_CORE", Hard: 0, Soft: 0},
+	given := spec.Process
+	spec.Process = &specs.Process{
+		Terminal:        given.Terminal,
+		ConsoleSize:     given.ConsoleSize,
+		User:            specs.User{UID: given.User.UID, GID: given.User.GID},
+		Args:            []string{hostdoc.HostPath, "run", "--document", hostdoc.Path},
+		Cwd:             "/",
+		Capabilities:    &specs.LinuxCapabilities{},
+		NoNewPrivileges: true,
+		Rlimits: []specs.POSIXRlimit{
+			{Type: "RLIMIT_NOFILE", Hard: maxOpenFiles, Soft: maxOpenFiles},
+			{Type: "RLIMIT_CORE", Hard: 0, Soft: 0},
+		},
+		ApparmorProfile: given.ApparmorProfile,
+		SelinuxLabel:    given.SelinuxLabel,
+		OOMScoreAdj:     given.OOMScoreAdj,
 	}
-	p.User.AdditionalGids = nil
 	// An empty root of our own: a dual image's files, symbolic links among them,
 	// have no part in a WASM run.
 	spec.Root.Path, spec.Root.Readonly = filepath.Join(r.dir, privateDir, rootDir), true
 
 	l := spec.Linux
 	l.Devices = nil
+	l.RootfsPropagation = ""
 	if l.Resources == nil {
 		l.Resources = &specs.LinuxResources{}
 	}
 	l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
-	if len(l.MaskedPaths) == 0 {
-		l.MaskedPaths = maskedPaths
-	}
-	if len(l.ReadonlyPaths) == 0 {
-		l.ReadonlyPaths = readonlyPaths
-	}
+	l.MaskedPaths = union(l.MaskedPaths, maskedPaths)
+	l.ReadonlyPaths = union(l.ReadonlyPaths, readonlyPaths)
 	if err := r.limit(l.Resources, doc.Limits.MemoryBytes); err != nil {
 		return err
 	}
-	spec.Mounts = append(r.keptMounts(spec.Mounts), r.tempDirs()...)
-	spec.Mounts = append(spec.Mounts, r.ownMounts()...)
-	if r.inputSource != "" {
-		spec.Mounts = append(spec.Mounts, bind(r.inputSource, hostdoc.InputPath, "ro", "noexec"))
-	}
+	spec.Mounts = r.mounts(spec.Mounts)
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}
-	for k, v := range map[string]string{
+	maps.DeleteFunc(spec.Annotations, func(k, _ string) bool {
+		return slices.ContainsFunc(instructions, func(prefix string) bool { return strings.HasPrefix(k, prefix) })
+	})
+	maps.Copy(spec.Annotations, map[string]string{
 		"dev.mentatlab.run.agent":    doc.Agent.ID,
 		"dev.mentatlab.run.manifest": doc.Agent.Manifest,
 		"dev.mentatlab.run.module":   doc.Agent.Module,
 		"dev.mentatlab.run.trust":    doc.Agent.Trust,
-	} {
-		spec.Annotations[k] = v
-	}
+	})
 	return nil
 }
 
-// limit sets the tighter of what is there and what the agent needs.
+// instructions begin the annotations that are no notes but orders to a runtime:
+// runc sets any property of the systemd unit by them, TasksMax among them, and
+// crun replaces the seccomp filter or the program that runs.
+var instructions = []string{"org.systemd.property.", "run.oci.", "module.wasm.image/"}
+
+func union(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// limit keeps a memory limit that is there and sets what the agent needs where
+// there is none; of the limits on processes the tighter holds.
 func (r *wasmRun) limit(res *specs.LinuxResources, guest int64) error {
+	// The runtime writes these last, over the limits that are set here.
+	for _, key := range []string{"memory.max", "pids.max"} {
+		if _, ok := res.Unified[key]; ok {
+			return fault.New(fault.Unsupported, r.id, "a limit as the cgroup file %s cannot be weighed against what the agent needs", key).
+				WithHint("set it as the container's memory or pids limit")
+		}
+	}
 	if res.Memory == nil {
 		res.Memory = &specs.LinuxMemory{}
 	}
@@ -447,67 +543,6 @@ func (r *wasmRun) limit(res *specs.LinuxResources, guest int64) error {
 	}
 	res.Pids = &specs.LinuxPids{Limit: &pids}
 	return nil
-}
-
-// keptMounts drops every mount of the user's that is not granted, and makes a
-// granted one as narrow as its grant.
-func (r *wasmRun) keptMounts(mounts []specs.Mount) []specs.Mount {
-	var kept []specs.Mount
-	for _, m := range mounts {
-		if !isUserMount(m) {
-			kept = append(kept, m)
-			continue
-		}
-		d := path.Clean(m.Destination)
-		i := slices.IndexFunc(r.grant.Preopens, func(p hostdoc.Preopen) bool { return path.Clean(p.Host) == d })
-		if i < 0 {
-			continue
-		}
-		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool {
-			switch o {
-			case "suid", "dev", "exec":
-				return true
-			case "ro", "rw", "rro":
-				return r.grant.Preopens[i].ReadOnly
-			}
-			return false
-		})
-		m.Options = append(m.Options, "nosuid", "nodev", "noexec")
-		if r.grant.Preopens[i].ReadOnly {
-			m.Options = append(m.Options, "ro")
-		}
-		kept = append(kept, m)
-	}
-	return kept
-}
-
-// tempDirs are the granted temporary directories, each with its size.
-func (r *wasmRun) tempDirs() []specs.Mount {
-	var mounts []specs.Mount
-	for _, at := range slices.Sorted(maps.Keys(r.grant.TempDirs)) {
-		mounts = append(mounts, specs.Mount{
-			Type: "tmpfs", Source: "tmpfs", Destination: at,
-			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", r.grant.TempDirs[at])},
-		})
-	}
-	return mounts
-}
-
-func (r *wasmRun) ownMounts() []specs.Mount {
-	dir := filepath.Join(r.dir, privateDir)
-	return []specs.Mount{
-		bind(dir, hostdoc.Dir, "ro", "noexec"),
-		bind(filepath.Join(dir, "state"), hostdoc.StateDir, "rw", "noexec"),
-		bind(r.host, hostdoc.HostPath, "ro"),
-		bind(r.module, hostdoc.ModulePath, "ro"),
-	}
-}
-
-func bind(source, destination string, options ...string) specs.Mount {
-	return specs.Mount{
-		Type: "bind", Source: source, Destination: destination,
-		Options: append([]string{"bind", "nosuid", "nodev"}, options...),
-	}
 }
 
 // The kernel's files that containers do not see unless privileged (the lists

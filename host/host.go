@@ -143,7 +143,11 @@ func start(ctx context.Context, doc *hostdoc.Document, log *logger, streams Stre
 		return nil, err
 	}
 	if slices.Contains(config.Numbers, engine.UseWASI) {
-		config.WASI = wasiConfig(doc, streams)
+		var done func()
+		if config.WASI, done, err = wasiConfig(doc, streams); err != nil {
+			return nil, err
+		}
+		defer done()
 		if s.command {
 			closeFeed, err := feedStdin(doc.Input, streams.Stdin, config.WASI)
 			if err != nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -12,8 +14,9 @@ import (
 	"github.com/mentatlab/mentat/internal/hostdoc"
 )
 
-// wasiConfig gives the guest what the document grants.
-func wasiConfig(doc *hostdoc.Document, streams Streams) *engine.WASI {
+// wasiConfig gives the guest what the document grants. The second result closes
+// what it opened, once a run was made from it.
+func wasiConfig(doc *hostdoc.Document, streams Streams) (_ *engine.WASI, done func(), err error) {
 	w := &engine.WASI{
 		Args: doc.Args,
 		Env:  doc.Env,
@@ -22,10 +25,42 @@ func wasiConfig(doc *hostdoc.Document, streams Streams) *engine.WASI {
 		InheritStdout: isTerminal(streams.Stdout, 1),
 		InheritStderr: isTerminal(streams.Stderr, 2),
 	}
-	for _, p := range doc.Preopens {
-		w.Preopens = append(w.Preopens, engine.Preopen{Host: p.Host, Guest: p.Guest, ReadOnly: p.ReadOnly})
+	var dirs []*os.File
+	done = func() {
+		for _, d := range dirs {
+			_ = d.Close() // only a handle
+		}
 	}
-	return w
+	for _, p := range doc.Preopens {
+		d, err := openDir(p.Host)
+		if err != nil {
+			done()
+			return nil, nil, fault.Wrap(err, fault.Internal, p.Host, "cannot open the directory")
+		}
+		dirs = append(dirs, d)
+		w.Preopens = append(w.Preopens, engine.Preopen{Host: fdPath(d), Guest: p.Guest, ReadOnly: p.ReadOnly})
+	}
+	return w, done, nil
+}
+
+// openDir opens a granted directory for the engine to open again. No symbolic
+// link on the way is followed: one grant's place may lie in another's directory,
+// where guests make links, and the host sees more than they do.
+func openDir(name string) (*os.File, error) {
+	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Open("/", flags, 0)
+	for part := range strings.SplitSeq(strings.Trim(path.Clean("/"+name), "/"), "/") {
+		if err != nil || part == "" {
+			break
+		}
+		above := fd
+		fd, err = unix.Openat(above, part, flags, 0)
+		_ = unix.Close(above)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // feedStdin connects a command's stdin to the run's input. An agent with a

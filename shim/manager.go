@@ -26,6 +26,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/mentatlab/mentat/bundle"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/internal/version"
 )
@@ -110,7 +111,8 @@ func (m shimManager) Info(ctx context.Context, in io.Reader) (*types.RuntimeInfo
 }
 
 // Stop cleans up after a shim that is gone. Beside what the runc shim does it
-// removes the shim's socket: a shim that was killed could not.
+// removes the shim's socket and what it was compiling: a shim that was killed
+// could not.
 func (m shimManager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	address := bootstrapAddress(id)
 	status, err := m.Shim.Stop(ctx, id)
@@ -118,6 +120,13 @@ func (m shimManager) Stop(ctx context.Context, id string) (shim.StopStatus, erro
 		if rmErr := shim.RemoveSocket(address); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
 			log.G(ctx).WithError(rmErr).Warn("cannot remove the shim's socket")
 		}
+	}
+	config, loadErr := nodeconfig.Load("")
+	if loadErr == nil {
+		loadErr = bundle.Sweep(config)
+	}
+	if loadErr != nil {
+		log.G(ctx).WithError(loadErr).Warn("cannot remove what the shim left of a compilation")
 	}
 	return status, err
 }

@@ -190,7 +190,7 @@ func TestInfoReportsTheRuntimeReallyChosen(t *testing.T) {
 }
 
 func TestExitErrorNamesTheSignal(t *testing.T) {
-	if got := exitError(137).Error(); got != "killed by killed" {
+	if got := exitError(137).Error(); got != "killed by SIGKILL" {
 		t.Errorf("got %q", got)
 	}
 	if got := exitError(4); got.Error() != "exit status 4" || got.ExitCode() != 4 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os/exec"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/status"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
 
@@ -32,8 +34,16 @@ type service struct {
 	taskapi.TTRPCTaskService
 	address string
 
-	mu     sync.Mutex
-	agents map[string]*agent // the WASM agents by container id, guarded by mu
+	mu        sync.Mutex
+	agents    map[string]*agent    // the WASM agents by container id, guarded by mu
+	creations map[string]*creation // the calls of Create that go on, guarded by mu
+}
+
+// creation is a call of Create that goes on. It can take as long as a module
+// takes to compile; the wrapped service knows nothing of it until then.
+type creation struct {
+	cancel context.CancelFunc // of the preparation
+	done   chan struct{}
 }
 
 // agent is a task that runs WASM.
@@ -48,13 +58,20 @@ func (a *agent) stop() {
 	}
 }
 
+// gcPercent replaces what containerd's shim package sets for itself (40): with
+// that a start collects garbage five times, on the processors that the OCI
+// runtime waits for. Now the heap first grows to 8 MiB, which holds what one
+// start leaves; that package returns it to the system within half a minute.
+const gcPercent = 200
+
 // newService wraps the runc shim's service; address is containerd's socket.
 func newService(ctx context.Context, address string, publisher shim.Publisher, sd shutdown.Service) (*service, error) {
+	debug.SetGCPercent(gcPercent)
 	inner, err := task.NewTaskService(ctx, publisher, sd)
 	if err != nil {
 		return nil, err
 	}
-	return &service{TTRPCTaskService: inner, address: address, agents: map[string]*agent{}}, nil
+	return &service{TTRPCTaskService: inner, address: address, agents: map[string]*agent{}, creations: map[string]*creation{}}, nil
 }
 
 // RegisterTTRPC registers the wrapping service, not the wrapped one.
@@ -65,7 +82,12 @@ func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
 
 // Create makes the bundle ready and then lets the runc shim create the task.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	wasm, err := s.prepare(ctx, r)
+	prepareCtx, done, err := s.begin(ctx, r.ID)
+	if err != nil {
+		return nil, toRPC(err)
+	}
+	defer done()
+	wasm, err := s.prepare(prepareCtx, r)
 	if err != nil {
 		log.G(ctx).WithField("id", r.ID).WithError(err).Warn("refused")
 		return nil, toRPC(err)
@@ -91,6 +113,54 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		go s.closeInput(context.WithoutCancel(ctx), r.ID, a.input)
 	}
 	return resp, nil
+}
+
+// begin notes a creation, which lasts until done is called. The context ends
+// when nobody wants it any more.
+func (s *service) begin(ctx context.Context, id string) (_ context.Context, done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.creations[id] != nil {
+		return nil, nil, fault.New(fault.Exists, id, "the task is being created already")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	c := &creation{cancel: cancel, done: make(chan struct{})}
+	s.creations[id] = c
+	return ctx, func() {
+		cancel()
+		s.mu.Lock()
+		delete(s.creations, id)
+		s.mu.Unlock()
+		close(c.done)
+	}, nil
+}
+
+// giveUp ends the creation of a task, if it goes on, and waits for its end.
+func (s *service) giveUp(ctx context.Context, id string) {
+	s.mu.Lock()
+	c := s.creations[id]
+	s.mu.Unlock()
+	if c == nil {
+		return
+	}
+	c.cancel()
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+	}
+}
+
+// Shutdown ends the shim unless there are tasks. One that is being created is
+// one: in a pod, its neighbour's failure must not end it.
+func (s *service) Shutdown(ctx context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	s.giveUp(ctx, r.ID)
+	s.mu.Lock()
+	others := len(s.creations)
+	s.mu.Unlock()
+	if others > 0 {
+		return &emptypb.Empty{}, nil
+	}
+	return s.TTRPCTaskService.Shutdown(ctx, r)
 }
 
 // closeInput passes the end of an agent's input on.
@@ -134,7 +204,7 @@ func (s *service) prepare(ctx context.Context, r *taskapi.CreateTaskRequest) (wa
 	if err != nil {
 		return false, err
 	}
-	result, err := p.Prepare(ctx, bundle.Request{ID: r.ID, Dir: r.Bundle, Stdin: r.Stdin != ""})
+	result, err := p.Prepare(ctx, bundle.Request{ID: r.ID, Dir: r.Bundle, Stdin: r.Stdin != "", Checkpoint: r.Checkpoint != ""})
 	if err != nil {
 		return false, err
 	}
@@ -158,8 +228,16 @@ func errExec(id string) error {
 		WithHint("read its logs, or run the agent's container form with the runc runtime to look around")
 }
 
-// Delete adds how the run ended to the shim's log before the bundle goes.
+// Delete adds how the run ended to the shim's log, as the bundle goes next. A
+// task whose creation goes on is deleted because its client gave up.
 func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	if r.ExecID == "" {
+		s.giveUp(ctx, r.ID)
+	}
+	resp, err := s.TTRPCTaskService.Delete(ctx, r)
+	if err != nil || r.ExecID != "" {
+		return resp, err
+	}
 	s.mu.Lock()
 	a := s.agents[r.ID]
 	delete(s.agents, r.ID)
@@ -168,7 +246,7 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 		a.stop()
 		logExit(ctx, r.ID, a.bundle)
 	}
-	return s.TTRPCTaskService.Delete(ctx, r)
+	return resp, nil
 }
 
 func logExit(ctx context.Context, id, dir string) {
@@ -216,7 +294,7 @@ type exitError int
 
 func (e exitError) Error() string {
 	if e > 128 {
-		return "killed by " + syscall.Signal(e-128).String()
+		return "killed by " + unix.SignalName(syscall.Signal(e-128))
 	}
 	return "exit status " + strconv.Itoa(int(e))
 }

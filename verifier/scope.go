@@ -35,7 +35,18 @@ func parseName(ref string) name {
 // host otherwise must not lead out of a scope.
 func normalRepository(s string) string {
 	host, path, _ := strings.Cut(s, "/")
-	return strings.TrimSuffix(strings.ToLower(host), ":443") + "/" + path
+	host = strings.ToLower(host)
+	if host == "registry-1.docker.io" { // where docker.io really is
+		host = "docker.io"
+	}
+	if at := strings.LastIndexByte(host, ':'); at >= 0 && !strings.HasSuffix(host, "]") {
+		if port := strings.TrimLeft(host[at+1:], "0"); port != "443" {
+			host = host[:at+1] + port
+		} else {
+			host = host[:at]
+		}
+	}
+	return host + "/" + path
 }
 
 // validRepository tells whether s is host/path, without tag or digest.
@@ -64,8 +75,10 @@ func parsePattern(s string) (p pattern, ok bool) {
 	}
 	base, isPrefix := strings.CutSuffix(s, below)
 	valid := validRepository(base)
-	if isPrefix && !valid && !strings.Contains(base, "/") {
-		valid = validRepository(base + "/x") // a whole host
+	if isPrefix {
+		// Some repository below it; base can be a whole host, and docker.io/library
+		// is no repository itself.
+		valid = validRepository(base + "/x/y")
 	}
 	p.text = normalRepository(s)
 	if isPrefix {

@@ -98,7 +98,9 @@ func prepare(ctx context.Context, line commandLine, config *nodeconfig.Config, s
 	if err != nil {
 		return err
 	}
-	_, err = p.Prepare(namespaces.WithNamespace(ctx, ns), bundle.Request{ID: line.id, Dir: line.bundle, Stdin: line.terminal || !isNull(stdin)})
+	_, err = p.Prepare(namespaces.WithNamespace(ctx, ns), bundle.Request{
+		ID: line.id, Dir: line.bundle, Stdin: line.terminal || !isNull(stdin), Checkpoint: line.command == "restore",
+	})
 	return err
 }
 
@@ -211,7 +213,7 @@ func parse(args []string) (commandLine, error) {
 		}
 		rest = tail
 	}
-	line.global = args[:len(args)-len(rest)]
+	line.global = slices.Clip(args[:len(args)-len(rest)])
 	if len(rest) > 0 && rest[0] == "--" {
 		rest = rest[1:]
 	}

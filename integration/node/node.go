@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 )
 
@@ -96,12 +97,15 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
+	if len(n.Root) > maxRoot {
+		return nil, fmt.Errorf("%s: over %d bytes, too long for the sockets below it", n.Root, maxRoot)
+	}
+	if err := os.MkdirAll(n.Root, 0o711); err != nil {
+		return nil, err
+	}
 	// Mapped users of containers pass through, as they do below /run.
 	if err := os.Chmod(n.Root, 0o711); err != nil {
 		return nil, err
-	}
-	if len(n.Root) > maxRoot {
-		return nil, fmt.Errorf("%s: over %d bytes, too long for the sockets below it", n.Root, maxRoot)
 	}
 	id := make([]byte, 3)
 	if _, err := rand.Read(id); err != nil {
@@ -252,7 +256,9 @@ func (n *Node) ConfigFile() string { return filepath.Join(n.Etc, "config.toml") 
 func (n *Node) PolicyFile() string { return filepath.Join(n.Etc, "policy.yaml") }
 
 // WritePolicy enforces a policy from the next decision on.
-func (n *Node) WritePolicy(text string) error { return replace(n.PolicyFile(), []byte(text)) }
+func (n *Node) WritePolicy(text string) error {
+	return atomicfile.Write(n.PolicyFile(), []byte(text), 0o644)
+}
 
 // Trust puts a PEM file into one of the node's trust stores.
 func (n *Node) Trust(store, name string, pem []byte) error {
@@ -260,16 +266,7 @@ func (n *Node) Trust(store, name string, pem []byte) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return replace(filepath.Join(dir, name), pem)
-}
-
-// replace writes by rename: a verifier may be reading.
-func replace(path string, data []byte) error {
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o644); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return atomicfile.Write(filepath.Join(dir, name), pem, 0o644)
 }
 
 // readyWithin bounds how long a daemon may take to answer.

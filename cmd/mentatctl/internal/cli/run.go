@@ -133,6 +133,10 @@ func (o *runOptions) given() (capability.Given, error) {
 		if err != nil {
 			return g, fault.Wrap(err, fault.Usage, "--dir", "%q cannot be resolved", parts[0])
 		}
+		// The host follows no link; whoever names one here means where it leads.
+		if real, err := filepath.EvalSymlinks(source); err == nil {
+			source = real
+		}
 		if info, err := os.Stat(source); err != nil || !info.IsDir() {
 			return g, fault.New(fault.NotFound, parts[0], "there is no such directory to give with --dir")
 		}

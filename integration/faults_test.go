@@ -1,0 +1,776 @@
+package integration
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"golang.org/x/sys/unix"
+
+	"github.com/mentatlab/mentat/integration/node"
+	"github.com/mentatlab/mentat/internal/hostdoc"
+)
+
+// guestFlood writes 64 MiB: the numbers from 0 on, four bytes each.
+const guestFlood = `(module
+  (import "mentat" "write_output" (func $write_output (param i32 i32)))
+  (memory (export "memory") 1 1)
+  (func (export "process") (result i32)
+    (local $n i32) (local $at i32)
+    (loop $block
+      (local.set $at (i32.const 0))
+      (loop $fill
+        (i32.store (local.get $at) (local.get $n))
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
+        (local.set $at (i32.add (local.get $at) (i32.const 4)))
+        (br_if $fill (i32.lt_u (local.get $at) (i32.const 65536))))
+      (call $write_output (i32.const 0) (i32.const 65536))
+      (br_if $block (i32.lt_u (local.get $n) (i32.const 16777216))))
+    (i32.const 0)))`
+
+// guestSleep prints the marker and sleeps for an hour.
+const guestSleep = `(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1 1)
+  (data (i32.const 0) "\10\00\00\00\15\00\00\00")
+  (data (i32.const 16) "` + marker + `\n")
+  (func (export "_start")
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+    (i32.store (i32.const 272) (i32.const 1))
+    (i64.store (i32.const 280) (i64.const 3600000000000))
+    (drop (call $poll_oneoff (i32.const 256) (i32.const 512) (i32.const 1) (i32.const 768)))))`
+
+// guestLarge is a module of as many functions; a thousand compile for about a
+// second to 8 MB.
+func guestLarge(functions int) string {
+	var b strings.Builder
+	b.WriteString(`(module (memory (export "memory") 1 1)` + "\n")
+	for i := range functions {
+		fmt.Fprintf(&b, "(func $f%d (param i32 i64) (result i32) (local i32 i32)\n", i)
+		for j := range 60 {
+			fmt.Fprintf(&b, `(local.set 2 (i32.add (i32.mul (local.get 2) (i32.const %d)) (i32.load (i32.and (local.get 0) (i32.const 65528)))))
+(if (i32.eq (local.get 2) (i32.const %d)) (then (local.set 3 (call $f%d (local.get 2) (local.get 1)))))
+`, i*j+3, i+j, (i+1)%functions)
+		}
+		b.WriteString("(local.get 2))\n")
+	}
+	b.WriteString(`(func (export "process") (result i32) (drop (call $f0 (i32.const 1) (i64.const 1))) (i32.const 0)))`)
+	return b.String()
+}
+
+// large assembles [guestLarge] once: that takes a second or two.
+var large = func() func(t *testing.T, functions int) []byte {
+	var mu sync.Mutex
+	made := make(map[int][]byte)
+	return func(t *testing.T, functions int) []byte {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		if made[functions] == nil {
+			made[functions] = assemble(t, guestLarge(functions))
+		}
+		return made[functions]
+	}
+}()
+
+// slow imports an agent that compiles for several seconds.
+func (w *world) slow() string {
+	w.t.Helper()
+	l, _ := w.build("slow", large(w.t, 4000), "")
+	const ref = "mentat.test/slow:1.0.0"
+	w.load(l, ref)
+	return ref
+}
+
+// compiler is a running compiler child.
+type compiler struct {
+	pid    int
+	groups []string // its cgroup directories
+}
+
+// compiling waits for the compiler of a process.
+func compiling(t *testing.T, parent func() int) compiler {
+	t.Helper()
+	c := compiler{}
+	eventually(t, "a compiler with its limits", func() bool {
+		pid := parent()
+		if pid == 0 {
+			return false
+		}
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+		if err != nil {
+			return false
+		}
+		// A child belongs to the thread that made it.
+		if threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)); err == nil {
+			for _, name := range threads {
+				more, err := os.ReadFile(name)
+				if err == nil {
+					data = append(append(data, ' '), more...)
+				}
+			}
+		}
+		for field := range strings.FieldsSeq(string(data)) {
+			line, err := os.ReadFile("/proc/" + field + "/cmdline")
+			if err != nil || !strings.HasPrefix(string(line), "mentat-host\x00compile") {
+				continue
+			}
+			if c.pid, err = strconv.Atoi(field); err != nil {
+				t.Fatal(err)
+			}
+			c.groups = groupsOf(c.pid)
+			return len(c.groups) > 0
+		}
+		return false
+	})
+	return c
+}
+
+// groupsOf are the directories of a compiler's own cgroups.
+func groupsOf(pid int) []string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil
+	}
+	var dirs []string
+	for line := range strings.Lines(string(data)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || !strings.Contains(f[2], "mentat-compile-") {
+			continue
+		}
+		for _, top := range []string{"/sys/fs/cgroup/" + f[1], "/sys/fs/cgroup"} {
+			if _, err := os.Stat(top + f[2]); err == nil {
+				dirs = append(dirs, top+f[2])
+				break
+			}
+		}
+	}
+	return dirs
+}
+
+// gone waits until nothing of a compilation is left.
+func (w *world) gone(c compiler) {
+	w.t.Helper()
+	eventually(w.t, "the compiler's end", func() bool { return errors.Is(unix.Kill(c.pid, 0), unix.ESRCH) })
+	eventually(w.t, "the end of the compiler's cgroups", func() bool {
+		return !slices.ContainsFunc(c.groups, func(dir string) bool {
+			_, err := os.Stat(dir)
+			return err == nil
+		})
+	})
+	eventually(w.t, "a cache without temporary files", func() bool { return len(w.temporary()) == 0 })
+}
+
+// temporary are unfinished files of the cache.
+func (w *world) temporary() []string {
+	names, err := filepath.Glob(filepath.Join(w.Root, "modules", ".*"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return names
+}
+
+// nothing waits until no task of the node has left anything.
+func (w *world) nothing() {
+	w.t.Helper()
+	left, err := w.Settled(10 * time.Second)
+	if err != nil || !left.None() {
+		w.t.Errorf("left behind (error %v):\n%s", err, left)
+	}
+}
+
+// works runs an agent, to see that the node still does.
+func (w *world) works() {
+	w.t.Helper()
+	if got := w.run("", w.agent("works", guestMarker(30), ""), w.id()); got.code != 0 || got.stdout != marker+"\n" {
+		w.t.Errorf("afterwards an agent ends with status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+}
+
+// background starts `ctr run` and returns how it went, later. The process is
+// returned to be killed.
+func (w *world) background(args ...string) (*os.Process, func() outcome) {
+	w.t.Helper()
+	var stdout, stderr strings.Builder
+	cmd := w.Command(context.WithoutCancel(w.t.Context()), "ctr", append([]string{"run", "--fifo-dir", filepath.Join(w.Root, "fifo"), "--runtime", mentatRuntime}, args...)...)
+	in, err := cmd.StdinPipe() // stays open until the end
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	wait := sync.OnceValue(func() outcome {
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			_ = cmd.Process.Kill()
+			<-done
+			w.t.Errorf("ctr %q does not end", args)
+		}
+		in.Close()
+		return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	})
+	w.t.Cleanup(func() { _ = cmd.Process.Kill(); wait() })
+	return cmd.Process, wait
+}
+
+// forgetClients removes the FIFOs of clients that were killed.
+func (w *world) forgetClients() {
+	w.t.Helper()
+	if err := os.RemoveAll(filepath.Join(w.Root, "fifo")); err != nil {
+		w.t.Error(err)
+	}
+}
+
+func TestContainerdKilledDuringACreateLeavesNothing(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	ref, id := w.slow(), w.id()
+	_, wait := w.background(ref, id)
+	c := compiling(t, func() int { return shimOf(t, w.Namespace, id) })
+	if err := w.KillContainerd(); err != nil {
+		t.Fatal(err)
+	}
+	if got := wait(); got.code == 0 {
+		t.Error("the client was told that it succeeded")
+	}
+	if err := w.StartContainerd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.gone(c)
+	w.nothing()
+	_, _ = w.Ctr(t.Context(), "containers", "rm", id)
+	w.works()
+}
+
+func TestAShimKilledDuringACreateLeavesNothing(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	ref, id := w.slow(), w.id()
+	_, wait := w.background(ref, id)
+	var shim int
+	c := compiling(t, func() int { shim = shimOf(t, w.Namespace, id); return shim })
+	if err := unix.Kill(shim, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if got := wait(); got.code == 0 || got.stderr == "" {
+		t.Errorf("the client was told %+v", got)
+	}
+	w.nothing()
+	_, _ = w.Ctr(t.Context(), "containers", "rm", id)
+	w.works()
+	w.gone(c)
+}
+
+func TestACompilationThatIsNotWantedAnyMoreEnds(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	ref := w.slow()
+	for _, tc := range []struct {
+		name string
+		end  func(ctr *os.Process, c compiler) error
+	}{
+		{"the client went away", func(ctr *os.Process, _ compiler) error { return ctr.Kill() }},
+		{"the compiler was killed", func(_ *os.Process, c compiler) error { return unix.Kill(c.pid, unix.SIGKILL) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := w.within(t)
+			id := w.id()
+			ctr, wait := w.background(ref, id)
+			c := compiling(t, func() int { return shimOf(t, w.Namespace, id) })
+			if err := tc.end(ctr, c); err != nil {
+				t.Fatal(err)
+			}
+			if got := wait(); got.code == 0 || got.code > 0 && !strings.Contains(got.stderr, "compile") {
+				t.Errorf("the client was told %+v", got)
+			}
+			w.gone(c)
+			w.forgetClients()
+			w.nothing()
+			_, _ = w.Ctr(t.Context(), "containers", "rm", id)
+		})
+	}
+	w.works()
+}
+
+// annotated are the flags that put a container into a shim of a group.
+func annotated(group string) []string {
+	return []string{"--annotation", "io.containerd.runc.v2.group=" + group}
+}
+
+// group starts agents that sleep, in one shim, which is returned.
+func (w *world) group(n int) ([]*task, int) {
+	w.t.Helper()
+	ref := w.agent("sleep", guestSleep, "")
+	var tasks []*task
+	for range n {
+		tasks = append(tasks, w.start(ref, annotated("g")...))
+	}
+	shim := shimOf(w.t, w.Namespace, tasks[0].id)
+	if shim == 0 {
+		w.t.Fatal("there is no shim")
+	}
+	for _, tk := range tasks[1:] {
+		if pid := shimOf(w.t, w.Namespace, tk.id); pid != 0 {
+			w.t.Fatalf("%s has a shim of its own", tk.id)
+		}
+	}
+	return tasks, shim
+}
+
+func TestAShimKilledUnderFiveAgentsTakesThemAlong(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	tasks, shim := w.group(5)
+	exits := w.exits()
+	if err := unix.Kill(shim, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for _, tk := range tasks {
+		eventually(t, "the end of "+tk.id+" to be reported", func() bool { return exits(tk.id) == 137 })
+	}
+	w.nothing()
+	for _, tk := range tasks {
+		if s := tk.state(); s != "" && s != "STOPPED" {
+			t.Errorf("%s is %s", tk.id, s)
+		}
+		tk.remove()
+	}
+	w.works()
+}
+
+// exits records the exit statuses that containerd publishes, by container; -1
+// stands for none yet.
+func (w *world) exits() func(id string) int {
+	w.t.Helper()
+	events := w.events()
+	return func(id string) int {
+		for line := range strings.Lines(events()) {
+			_, data, ok := strings.Cut(line, " /tasks/exit ")
+			if !ok {
+				continue
+			}
+			var e struct {
+				ContainerID string `json:"container_id"`
+				ExitStatus  int    `json:"exit_status"`
+			}
+			if err := json.Unmarshal([]byte(data), &e); err != nil {
+				w.t.Fatalf("%s: %v", line, err)
+			}
+			if e.ContainerID == id {
+				return e.ExitStatus
+			}
+		}
+		return -1
+	}
+}
+
+// descriptors counts a process's open files.
+func descriptors(t *testing.T, pid int) int {
+	t.Helper()
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+func TestThirtyRunsInOneShimLeaveNoDescriptor(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	_, shim := w.group(1)
+	ref := w.agent("marker", guestMarker(31), "")
+	run := func() {
+		t.Helper()
+		if got := w.run("", append(annotated("g"), ref, w.id())...); got.code != 0 || got.stdout != marker+"\n" {
+			t.Fatalf("status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+		}
+	}
+	run() // what is opened once for all, like the connection back to containerd
+	before, err := w.Leaks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inShim := descriptors(t, shim)
+	for range 30 {
+		run()
+	}
+	eventually(t, "as few descriptors as before", func() bool {
+		return descriptors(t, shim) <= inShim && descriptors(t, w.ContainerdPID()) <= before.Descriptors
+	})
+	eventually(t, "what there was before, and no more", func() bool {
+		after, err := w.Leaks()
+		return err == nil && after.String() == before.String()
+	})
+}
+
+func TestFiftyCreatesInOneShimCompileOnce(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	tasks, shim := w.group(1)
+	ref := w.agent("marker", guestMarker(32), "")
+	results := make([]outcome, 50)
+	var wg sync.WaitGroup
+	for i := range results {
+		wg.Go(func() { results[i] = w.run("", append(annotated("g"), ref, fmt.Sprintf("grouped-%d", i))...) })
+	}
+	wg.Wait()
+	for i, r := range results {
+		if r.code != 0 || r.stdout != marker+"\n" {
+			t.Errorf("%d: status %d, stdout %q, stderr %q", i, r.code, r.stdout, r.stderr)
+		}
+	}
+	if tasks[0].state() != "RUNNING" || shimOf(t, w.Namespace, tasks[0].id) != shim {
+		t.Error("the shim did not survive")
+	}
+	if compiled, err := filepath.Glob(filepath.Join(w.Root, "modules", "*.cwasm")); err != nil || len(compiled) != 2 {
+		t.Errorf("the cache holds %d modules, %v", len(compiled), err)
+	}
+}
+
+func TestAnAgentWhoseClientWasKilledEndsOrCanBeEnded(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	echo, flood := w.agent("echo", guestEcho, ""), w.agent("flood", guestFlood, "")
+	limited := w.agent("limited", guestFlood, "wasm:\n  deadline: 1s\n")
+	exits := w.exits()
+	for _, tc := range []struct {
+		name, ref string
+		end       func(tk *task)
+		status    int
+	}{
+		{"its input ends with the client", echo, func(*task) {}, 0},
+		{"a full output is interrupted by the deadline", limited, func(*task) {}, 121},
+		{"a full output is interrupted by SIGTERM", flood, func(tk *task) { tk.ctr("tasks", "kill", tk.id) }, 143},
+		{"a full output is interrupted by SIGKILL", flood, func(tk *task) { tk.ctr("tasks", "kill", "-s", "SIGKILL", tk.id) }, 137},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := w.within(t)
+			id := w.id()
+			tk := &task{world: w, id: id}
+			t.Cleanup(tk.remove)
+			// Nobody reads the client's own output, so that the FIFO fills up.
+			cmd := w.Command(context.WithoutCancel(t.Context()), "ctr", "run", "--fifo-dir", filepath.Join(w.Root, "fifo"), "--runtime", mentatRuntime, tc.ref, id)
+			r, out, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer in.Close()
+			cmd.Stdout = out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			out.Close()
+			if _, err := in.Write([]byte("hello\n")); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.Read(make([]byte, 16)); err != nil {
+				t.Errorf("the first output: %v", err)
+			}
+			if err := cmd.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			_ = cmd.Wait()
+			tc.end(tk)
+			eventually(t, "the run's end", func() bool { return exits(id) >= 0 })
+			if got := exits(id); got != tc.status {
+				t.Errorf("status %d, want %d", got, tc.status)
+			}
+		})
+	}
+	w.forgetClients()
+	w.nothing()
+}
+
+func TestAFloodOfOutputArrivesWholeAndInOrder(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	ref := w.agent("flood", guestFlood, "")
+	want, block := sha256.New(), make([]byte, 4<<10)
+	for n := uint32(0); n < 16<<20; {
+		for i := 0; i < len(block); i += 4 {
+			binary.LittleEndian.PutUint32(block[i:], n)
+			n++
+		}
+		want.Write(block)
+	}
+	got := sha256.New()
+	cmd := w.Command(t.Context(), "ctr", "run", "--rm", "--runtime", mentatRuntime, ref, w.id())
+	cmd.Stdout = got
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := hex.EncodeToString(got.Sum(nil)), hex.EncodeToString(want.Sum(nil)); a != b {
+		t.Errorf("what arrived has digest %s, want %s", a, b)
+	}
+}
+
+// script writes a program for a log URI. Descriptor 3 is stdout, 4 stderr, and
+// containerd's shim waits until 5 is closed.
+func script(t *testing.T, body string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "logger")
+	if err := os.WriteFile(name, []byte("#!/bin/sh\nexec 5>&-\n"+body+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return "binary://" + name
+}
+
+func TestLogsGoWhereTheyAreSent(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	ref := w.agent("command", guestCommand, "")
+	exits := w.exits()
+	dir := t.TempDir()
+	contains := func(name string, want string) {
+		t.Helper()
+		eventually(t, name+" with the marker", func() bool {
+			data, err := os.ReadFile(filepath.Join(dir, name))
+			return err == nil && strings.Contains(string(data), want)
+		})
+	}
+	for uri, files := range map[string][]string{
+		"file://" + filepath.Join(dir, "file"): {"file"},
+		script(t, "cat <&3 >"+dir+"/stdout & cat <&4 >"+dir+"/stderr & echo $CONTAINER_NAMESPACE >"+dir+"/who; wait"): {"stdout", "stderr"},
+	} {
+		id := w.id()
+		tk := &task{world: w, id: id}
+		w.ctr("run", "--detach", "--runtime", mentatRuntime, "--log-uri", uri, ref, id)
+		eventually(t, "the run's end", func() bool { return exits(id) == 7 })
+		for _, name := range files {
+			contains(name, marker)
+		}
+		tk.remove()
+	}
+	contains("who", w.Namespace)
+
+	// A logger that goes away breaks the pipe, which ends the run.
+	id := w.id()
+	tk := &task{world: w, id: id}
+	w.ctr("run", "--detach", "--runtime", mentatRuntime, "--log-uri", script(t, "head -c 10 <&3 >"+dir+"/head"), w.agent("flood", guestFlood, ""), id)
+	eventually(t, "the run's end", func() bool { return exits(id) > 0 })
+	t.Logf("a broken pipe ends with status %d", exits(id))
+	tk.remove()
+}
+
+func TestATerminalIsResized(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	client, ctx := w.client()
+	for form, ref := range map[string]string{"agent": w.agent("sleep", guestSleep, ""), "container": w.container("busybox", "/bin/sleep", "600")} {
+		id := w.id()
+		w.ctr("containers", "create", "--tty", "--runtime", mentatRuntime, ref, id)
+		c, err := client.LoadContainer(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tk, err := c.NewTask(ctx, cio.TerminalBinaryIO("/bin/true", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tk.Start(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := tk.Resize(ctx, 132, 43); err != nil {
+			t.Errorf("%s: %v", form, err)
+		}
+		if _, err := tk.Delete(ctx, containerd.WithProcessKill); err != nil {
+			t.Error(err)
+		}
+		if err := c.Delete(ctx, containerd.WithSnapshotCleanup); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// cacheOn puts a small file system under the node's cache of modules.
+func (w *world) cacheOn(flags uintptr, size int64) string {
+	w.t.Helper()
+	dir := filepath.Join(w.Root, "modules")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", flags, fmt.Sprintf("mode=0700,size=%d", size)); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			w.t.Error(err)
+		}
+	})
+	return dir
+}
+
+func TestAFullDiskUnderTheCacheIsSaid(t *testing.T) {
+	host, err := os.Stat(filepath.Join(binDir(), "mentat-host"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, size := range map[string]int64{"no room for the compiler": 16 << 20, "no room for the compiled module": host.Size() + 4<<20} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, node.Config{})
+			dir := w.cacheOn(0, size)
+			l, _ := w.build("large", large(t, 1000), "")
+			const ref = "mentat.test/large:1.0.0"
+			w.load(l, ref)
+			got := w.run("", ref, w.id())
+			if got.code == 0 || !strings.Contains(got.stderr, "the disk is full") || !strings.Contains(got.stderr, dir) {
+				t.Errorf("status %d, stderr %q", got.code, got.stderr)
+			}
+			if left := w.temporary(); len(left) > 0 {
+				t.Errorf("half-written: %q", left)
+			}
+			if left, err := filepath.Glob(filepath.Join(dir, "*.[cm]*")); err != nil || len(left) > 0 {
+				t.Errorf("half-written: %q, %v", left, err)
+			}
+			if got := w.run("", w.container("busybox"), w.id(), "/bin/echo", "hello"); got.stdout != "hello\n" {
+				t.Errorf("an ordinary container: %+v", got)
+			}
+			if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=128m"); err != nil {
+				t.Fatal(err)
+			}
+			w.works()
+		})
+	}
+}
+
+func TestACacheThatCannotRunCodeIsRefusedByName(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	dir := w.cacheOn(unix.MS_NOEXEC, 64<<20)
+	got := w.run("", w.agent("marker", guestMarker(33), ""), w.id())
+	if got.code == 0 || !strings.Contains(got.stderr, "noexec") || !strings.Contains(got.stderr, dir) || strings.Contains(got.stdout, marker) {
+		t.Errorf("%+v", got)
+	}
+	if got := w.run("", w.container("busybox"), w.id(), "/bin/echo", "hello"); got.stdout != "hello\n" {
+		t.Errorf("an ordinary container: %+v", got)
+	}
+}
+
+// install puts our programs into a directory, over what runs from there. Each
+// build differs in bytes, as builds do.
+func install(t *testing.T, dir, build string) {
+	t.Helper()
+	for _, name := range []string{"containerd-shim-mentat-v1", "mentat", "mentat-host", "mentat-verifier", "mentatctl"} {
+		data, err := os.ReadFile(filepath.Join(binDir(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		temp := filepath.Join(dir, "."+name)
+		if err := os.WriteFile(temp, append(data, build...), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(temp, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAgentsOfThePreviousBuildStopUnderTheNewOne(t *testing.T) {
+	dir := t.TempDir()
+	install(t, dir, "previous")
+	w := newWorld(t, node.Config{Bin: dir})
+	ref := w.agent("sleep", guestSleep, "")
+	exits := w.exits()
+	stopped, orphan, paused, kept := w.start(ref), w.start(ref), w.start(ref), w.start(ref)
+	// One was created and waits to be started.
+	client, ctx := w.client()
+	created := w.id()
+	w.ctr("containers", "create", "--runtime", mentatRuntime, ref, created)
+	c, err := client.LoadContainer(ctx, created)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tk, err := c.NewTask(ctx, cio.NullIO)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.ctr("tasks", "pause", paused.id)
+	before := compiledModules(t, w)
+
+	install(t, dir, "new")
+
+	w.ctr("tasks", "kill", stopped.id)
+	eventually(t, "SIGTERM's status", func() bool { return exits(stopped.id) == 143 })
+	w.ctr("tasks", "rm", stopped.id)
+
+	// The new build deletes what the previous one's shim left.
+	if err := unix.Kill(shimOf(t, w.Namespace, orphan.id), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the killed shim's task to be reported", func() bool { return exits(orphan.id) == 137 })
+
+	if err := tk.Start(ctx); err != nil {
+		t.Errorf("start what the previous build created: %v", err)
+	}
+	if _, err := tk.Delete(ctx, containerd.WithProcessKill); err != nil {
+		t.Error(err)
+	}
+	if err := c.Delete(ctx, containerd.WithSnapshotCleanup); err != nil {
+		t.Error(err)
+	}
+
+	// As an upgrade of the packages does.
+	if err := w.StopContainerd(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.StartContainerd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	exits = w.exits()
+	w.ctr("tasks", "resume", paused.id)
+	for _, tk := range []*task{paused, kept} {
+		if s := tk.state(); s != "RUNNING" {
+			t.Errorf("%s is %s", tk.id, s)
+		}
+		if _, err := w.Ctr(t.Context(), "tasks", "exec", "--exec-id", "e", tk.id, "/bin/sh"); err == nil || !strings.Contains(err.Error(), "no shell") {
+			t.Errorf("exec: %v", err)
+		}
+		w.ctr("tasks", "kill", "-s", "SIGKILL", tk.id)
+		eventually(t, "SIGKILL's status", func() bool { return exits(tk.id) == 137 })
+		w.ctr("tasks", "rm", tk.id)
+	}
+	orphan.remove()
+	w.nothing()
+	w.works()
+	// Another engine build does not load the previous one's code.
+	if after := compiledModules(t, w); after != before+1 {
+		t.Errorf("%d compiled modules, %d before", after, before)
+	}
+}
+
+func compiledModules(t *testing.T, w *world) int {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(w.Root, "modules", "*.cwasm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
+
+func TestAHostRefusesADocumentOfANewerBuild(t *testing.T) {
+	node.Privileged(t, "mentat-host")
+	name := filepath.Join(t.TempDir(), "host.json")
+	if err := os.WriteFile(name, fmt.Appendf(nil, `{"version": %d, "something": "new"}`, hostdoc.Version+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir(), "mentat-host"), "run", "--document", name)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 124 || !strings.Contains(string(out), "the shim and mentat-host must be of one installation") {
+		t.Errorf("status %d, %v: %s", cmd.ProcessState.ExitCode(), err, out)
+	}
+}
