@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/internal/atomicfile"
 )
 
 // RevocationSource finds the revocation list of an issuer.

@@ -24,9 +24,9 @@ import (
 	corex509 "github.com/notaryproject/notation-core-go/x509"
 	"github.com/rogpeppe/go-internal/lockedfile"
 
+	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/internal/atomicfile"
 )
 
 // Files of a CA, relative to its directory.

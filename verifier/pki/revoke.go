@@ -13,9 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/internal/atomicfile"
 )
 
 // Reason is why a certificate is revoked, as RFC 5280 counts.
