@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -133,6 +134,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, unreachable(err, req.ID, "cannot find the container in containerd")
 	}
+	c.Image = p.name(ctx, c)
 	candidates, index, findErr := p.find(ctx, c, spec.Spec)
 	v, err := open()
 	if err = cmp.Or(err, findErr); err != nil {
@@ -231,6 +233,23 @@ func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error)
 		p.Log.Warn("revocation data not refreshed", "error", err)
 	}
 	return v, nil
+}
+
+// name is the reference that decides: the pod's own word, if it is a name of the
+// very image that CRI took. Else the scope would be that of any other name which
+// somebody gave the same image on this node.
+func (p *Preparer) name(ctx context.Context, c Container) string {
+	if c.Asked == "" || c.Digest == "" {
+		return c.Image
+	}
+	ref, err := reference.ParseDockerRef(c.Asked)
+	if err != nil {
+		return c.Image
+	}
+	if target, err := p.Node.Image(ctx, ref.String()); err != nil || target.Digest != c.Digest {
+		return c.Image
+	}
+	return ref.String()
 }
 
 // find reads the images that the container may have been made from, first the

@@ -12,5 +12,7 @@
 // Promise: [Preparer.Prepare] returns without an error only after the image
 // was verified under the node's policy and found to be what the container's
 // snapshot was made from. On any error config.json is untouched and nothing
-// was started but, at most, the compiler child.
+// was started but, at most, the compiler child. The specification that a
+// rewritten config.json was made from lies beside it, out of the container's
+// sight, and a further Prepare starts from that one.
 package bundle

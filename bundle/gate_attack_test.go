@@ -166,3 +166,36 @@ func TestNameAndDigestAreJudgedTogether(t *testing.T) {
 		})
 	}
 }
+
+// CRI makes a container from the first of an image's names, in an order of its
+// own: one from outside of the scope must not let in what the pod named inside.
+func TestAnotherNameOfTheImageDoesNotDecideItsScope(t *testing.T) {
+	for name, tc := range map[string]struct {
+		asked string
+		names []string
+		want  fault.Reason
+		image func(*world) []byte
+	}{
+		"unsigned, asked for in the scope": {asked: ref, names: []string{ref, outside}, want: fault.Unsigned, image: func(w *world) []byte { return w.image() }},
+		"unsigned, asked for outside":      {asked: outside, names: []string{ref, outside}, image: func(w *world) []byte { return w.image() }},
+		"signed, asked for in the scope":   {asked: ref, names: []string{ref, outside}, image: func(w *world) []byte { return w.sign(w.agent("")) }},
+		"a name that is of something else": {asked: mixed, names: []string{outside}, want: fault.PolicyDenied, image: func(w *world) []byte { return w.sign(w.agent("")) }},
+		"an image's id":                    {asked: digest.FromString("config").String(), names: []string{outside}, image: func(w *world) []byte { return w.image() }},
+		"no name":                          {asked: "::", names: []string{outside}, want: fault.Unsigned, image: func(w *world) []byte { return w.agent("") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := enforcing(t)
+			raw := tc.image(w)
+			w.create(outside, raw)
+			for _, n := range tc.names {
+				w.tag(n, raw)
+			}
+			w.edit(func(c *Container) { c.Asked, c.Digest = tc.asked, digest.FromBytes(raw) })
+			if tc.want != "" {
+				w.refused(tc.want)
+				return
+			}
+			w.runs(w.read(raw).Module != nil)
+		})
+	}
+}

@@ -486,7 +486,9 @@ func TestOfAnIndexTheManifestOfTheSnapshotIsJudged(t *testing.T) {
 	half := w.add("", w.image(func(c *ocispec.Image, _ *ocispec.Manifest) { c.Author = "nobody pulled this" }))
 	delete(w.blobs, manifestOf(w, half).Config.Digest)
 
-	all := index(w, absent, entry(half, "linux", "s390x"), entry(chart, "linux", "ppc64le"), entry(box, "linux", "amd64"), entry(agent, "wasip1", "wasm"))
+	signedScratch := w.add("", w.sign(w.blobs[scratch.Digest]))
+
+	all := index(w, absent, entry(signedScratch, "linux", "riscv64"), entry(half, "linux", "s390x"), entry(chart, "linux", "ppc64le"), entry(box, "linux", "amd64"), entry(agent, "wasip1", "wasm"))
 	for name, tc := range map[string]struct {
 		raw    []byte
 		parent string

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,9 @@ import (
 type Container struct {
 	// Image is the reference it was created from, "" without an image.
 	Image string
+	// Asked is what the pod called the image, "" without CRI. CRI makes the
+	// container from the image's first name, which can be another one.
+	Asked string
 	// Digest is the image's digest as CRI recorded it at creation, or "".
 	Digest digest.Digest
 	// Held is the manifest digest that an earlier preparation labelled.
@@ -106,11 +110,23 @@ func (c *Containerd) Container(ctx context.Context, id string) (Container, error
 		Held:        digest.Digest(r.Container.Labels[holdLabel]),
 	}
 	if ext := r.Container.Extensions[criMetadata]; ext != nil {
-		var meta struct{ Metadata struct{ ImageDigest string } }
+		var meta struct {
+			Metadata struct {
+				ImageDigest string
+				Config      struct {
+					Image struct {
+						Image     string `json:"image"`
+						Specified string `json:"user_specified_image"`
+					} `json:"image"`
+				}
+			}
+		}
 		if err := json.Unmarshal(ext.Value, &meta); err != nil {
 			return Container{}, fault.Wrap(err, fault.Internal, id, "cannot read the container's CRI metadata")
 		}
 		found.Digest = digest.Digest(meta.Metadata.ImageDigest)
+		asked := meta.Metadata.Config.Image
+		found.Asked = cmp.Or(asked.Specified, asked.Image)
 	}
 	return found, nil
 }

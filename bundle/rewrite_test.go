@@ -284,6 +284,7 @@ func TestNothingOfAHostileSpecificationReachesTheHost(t *testing.T) {
 			// In another case it is another path, and another option.
 			specs.Mount{Destination: "/RUN/mentat", Type: "bind", Source: "/", Options: []string{"bind"}},
 			specs.Mount{Destination: "/x", Type: "PROC", Source: "/", Options: []string{"RBIND", "RW"}},
+			specs.Mount{Destination: "/data", Type: "bind", Source: "/srv", Options: []string{"rbind"}},
 			specs.Mount{Destination: "/data", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/,upperdir=/etc,workdir=/tmp"}},
 			specs.Mount{Destination: "/work", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1k", "size=1k,suid", "tmpcopyup", "suid", "exec", "dev"}},
 			specs.Mount{Destination: "/not-asked-for", Type: "bind", Source: "/", Options: []string{"rbind"}},
@@ -371,6 +372,8 @@ func TestAUsersMountIsKeptAsNarrowAsItsGrant(t *testing.T) {
 		{"no type at all", specs.Mount{Destination: "/data", Options: []string{"bind"}}, []string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
 		{"a type and no option", specs.Mount{Destination: "/data", Type: "bind"}, []string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
 		{"another spelling of a granted path", specs.Mount{Destination: "/x/../data/", Type: "bind", Options: []string{"bind"}},
+			[]string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
+		{"a relative path", specs.Mount{Destination: "data", Type: "bind", Options: []string{"bind"}},
 			[]string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
 		{"mapped owners", specs.Mount{Destination: "/work", Type: "bind", Options: []string{"rbind", "ridmap"}}, []string{"nodev", "noexec", "nosuid", "rbind", "ridmap"}, false},
 		{"beside the granted path", specs.Mount{Destination: "/database", Type: "bind", Options: []string{"bind"}}, nil, false},
@@ -790,10 +793,19 @@ func TestHowARunEndedIsReadFromAPlainFileOnly(t *testing.T) {
 		make func() error
 		ok   bool
 	}{
-		"nothing":    {make: func() error { return nil }},
-		"a record":   {make: func() error { return os.WriteFile(name, []byte(`{"version":1,"status":7}`), 0o600) }, ok: true},
-		"a link":     {make: func() error { return os.Symlink(secret, name) }},
-		"a pipe":     {make: func() error { return syscall.Mkfifo(name, 0o600) }},
+		"nothing":  {make: func() error { return nil }},
+		"a record": {make: func() error { return os.WriteFile(name, []byte(`{"version":1,"status":7}`), 0o600) }, ok: true},
+		"a link":   {make: func() error { return os.Symlink(secret, name) }},
+		"a pipe":   {make: func() error { return syscall.Mkfifo(name, 0o600) }},
+		"a held pipe": {make: func() error {
+			if err := syscall.Mkfifo(name, 0o600); err != nil {
+				return err
+			}
+			// Somebody who never writes keeps a reader waiting for ever.
+			f, err := os.OpenFile(name, os.O_RDWR, 0)
+			t.Cleanup(func() { f.Close() })
+			return err
+		}},
 		"a folder":   {make: func() error { return os.Mkdir(name, 0o700) }},
 		"not JSON":   {make: func() error { return os.WriteFile(name, []byte("hello"), 0o600) }},
 		"endless":    {make: func() error { return os.WriteFile(name, slices.Repeat([]byte("["), 1<<20), 0o600) }},

@@ -93,7 +93,8 @@ func writeInPlace(path string, data []byte) error {
 	if path == "" {
 		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	// Neither a link nor a pipe in the place of the file leads or holds the host.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, path, "cannot report the exit")
 	}

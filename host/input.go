@@ -5,7 +5,11 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 )
 
@@ -46,7 +50,7 @@ func openInput(in hostdoc.Input, stdin io.Reader, limit int64) (*input, func(), 
 	case hostdoc.InputText:
 		i.source, i.known = bytes.NewReader([]byte(in.Text)), int64(len(in.Text))
 	case hostdoc.InputFile:
-		f, err := os.Open(in.Path)
+		f, err := openFile(in.Path)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -63,6 +67,41 @@ func openInput(in hostdoc.Input, stdin io.Reader, limit int64) (*input, func(), 
 		}
 	}
 	return i, func() {}, nil
+}
+
+// openFile opens an input file. In a container it lies in a mount whose links,
+// which a volume may well have, count only within it: the host sees more files
+// than the guest may.
+func openFile(name string) (*os.File, error) {
+	within, ok := strings.CutPrefix(name, hostdoc.InputPath)
+	if !ok || within != "" && within[0] != '/' {
+		return os.Open(name)
+	}
+	// A pipe must not hold the host up before the run's deadline counts.
+	const flags = os.O_RDONLY | unix.O_NONBLOCK
+	if within == "" {
+		return regular(os.OpenFile(name, flags, 0))
+	}
+	root, err := os.OpenRoot(hostdoc.InputPath)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return regular(root.OpenFile(within[1:], flags, 0))
+}
+
+func regular(f *os.File, err error) (*os.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fault.New(fault.Usage, f.Name(), "is %s, the input is a file", info.Mode().Type())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // pump moves the source's data into the channel until its end or until over is

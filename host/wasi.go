@@ -72,8 +72,12 @@ func feedStdin(in hostdoc.Input, stdin io.Reader, w *engine.WASI) (func(), error
 		w.StdinData = []byte(in.Text)
 		return nothing, nil
 	case hostdoc.InputFile:
-		w.StdinFile = in.Path
-		return nothing, nil
+		f, err := openFile(in.Path)
+		if err != nil {
+			return nil, fault.Wrap(err, fault.NotFound, in.Path, "cannot open the run's input")
+		}
+		w.StdinFile = fdPath(f)
+		return func() { _ = f.Close() }, nil
 	}
 	if f, ok := stdin.(*os.File); ok && f.Fd() == 0 {
 		w.InheritStdin = true

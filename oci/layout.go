@@ -426,8 +426,14 @@ func (l *Layout) Prune(ctx context.Context, keep ...ocispec.Descriptor) error {
 	if err != nil {
 		return err
 	}
-	// A root of its own: no link in a layout from elsewhere leads the removal out.
-	root, err := os.OpenRoot(filepath.Join(l.dir, ocispec.ImageBlobsDir))
+	// Roots of their own: no link in a layout from elsewhere, the blobs' directory
+	// among them, leads the removal out.
+	layout, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, l.dir, "cannot prune the image layout")
+	}
+	defer layout.Close()
+	root, err := layout.OpenRoot(ocispec.ImageBlobsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -98,7 +98,9 @@ var Table = []Row{
 	{PolicyDenied, errdefs.ErrPermissionDenied, ExitDenied, 19, "the policy does not allow it"},
 	{SnapshotMismatch, errdefs.ErrPermissionDenied, ExitDenied, 12, "the container's layers are not those of the verified image"},
 	{ResourceLimit, errdefs.ErrResourceExhausted, ExitHostFailure, 20, "a limit is too small to run, or was exceeded"},
-	{Unsupported, errdefs.ErrNotImplemented, ExitHostFailure, 21, "not possible for a WASM agent or on this machine"},
+	// Never ErrNotImplemented: containerd takes that from a task call as a shim of
+	// an older API, calls again by that, and in the end leaves the shim running.
+	{Unsupported, errdefs.ErrFailedPrecondition, ExitHostFailure, 21, "not possible for a WASM agent or on this machine"},
 	{CompileFailed, errdefs.ErrUnknown, ExitHostFailure, 22, "the module could not be compiled"},
 	{Trap, errdefs.ErrAborted, ExitTrap, 120, "the guest trapped"},
 	{Deadline, context.DeadlineExceeded, ExitDeadline, 121, "the run's deadline passed"},

@@ -134,8 +134,8 @@ func (o *runOptions) given() (capability.Given, error) {
 			return g, fault.Wrap(err, fault.Usage, "--dir", "%q cannot be resolved", parts[0])
 		}
 		// The host follows no link; whoever names one here means where it leads.
-		if real, err := filepath.EvalSymlinks(source); err == nil {
-			source = real
+		if resolved, err := filepath.EvalSymlinks(source); err == nil {
+			source = resolved
 		}
 		if info, err := os.Stat(source); err != nil || !info.IsDir() {
 			return g, fault.New(fault.NotFound, parts[0], "there is no such directory to give with --dir")
