@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/oci"
+	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/fetch"
+)
+
+// verifications are enough for a 99th percentile that means something.
+const verifications = 2000
+
+// measureVerify judges one signed agent again and again. No verdict is kept:
+// every run parses the block and its certificates, checks three signatures and
+// looks both certificates up in the revocation lists.
+func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
+	dir := filepath.Join(m.dir, "verify")
+	l, desc, ref, err := m.authority.agent(ctx, dir, "verify", guestFirst)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.authority.enforce(dir); err != nil {
+		return nil, err
+	}
+	cfg := nodeconfig.Verify{
+		Policy: filepath.Join(dir, "policy.yaml"), Trust: filepath.Join(dir, "trust"), State: filepath.Join(dir, "revocation"),
+	}
+	v, err := verifier.Open(cfg, time.Now)
+	if err != nil {
+		return nil, err
+	}
+	// A node has its lists compiled long before.
+	if err := fetch.Refresh(ctx, v.Policy(), cfg, nil, time.Now, true); err != nil {
+		return nil, err
+	}
+	read := func() (verifier.Input, error) {
+		raw, err := oci.ReadBlob(ctx, l, desc, limits.OCIManifestBytes)
+		if err != nil {
+			return verifier.Input{}, err
+		}
+		a, err := oci.Read(ctx, l, raw)
+		return verifier.Input{Reference: ref, Artifact: a}, err
+	}
+	in, err := read()
+	if err != nil {
+		return nil, err
+	}
+	runtime.LockOSThread() // its processor time is measured
+	defer runtime.UnlockOSThread()
+	var same, cpu, fresh []float64
+	for range verifications {
+		used, err := threadTime()
+		if err != nil {
+			return nil, err
+		}
+		begin := time.Now()
+		verdict := v.Verify(ctx, in)
+		same = append(same, millis(time.Since(begin)))
+		after, err := threadTime()
+		if err != nil {
+			return nil, err
+		}
+		cpu = append(cpu, millis(after-used))
+		if !verdict.Allowed || verdict.Trust != verifier.Signed {
+			return nil, fmt.Errorf("the verdict is: %s", verdict.Line())
+		}
+
+		// What a shim does, which is a new process for each pod.
+		begin = time.Now()
+		other, err := verifier.Open(cfg, time.Now)
+		if err != nil {
+			return nil, err
+		}
+		again, err := read()
+		if err != nil {
+			return nil, err
+		}
+		verdict = other.Verify(ctx, again)
+		fresh = append(fresh, millis(time.Since(begin)))
+		if !verdict.Allowed {
+			return nil, fmt.Errorf("the verdict is: %s", verdict.Line())
+		}
+	}
+	return []Result{
+		result("verify, same process, no verdict cache", "ms", same).goal(p99, 10),
+		result("  the same, processor time", "ms", cpu),
+		result("policy, stores, lists, artifact read + verify", "ms", fresh),
+	}, nil
+}
+
+// threadTime is the processor time that this thread has used. Unlike the
+// clock's, what others do on the machine hardly changes it.
+func threadTime() (time.Duration, error) {
+	var t unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
+	return time.Duration(t.Nano()), err
+}
