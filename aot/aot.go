@@ -2,7 +2,6 @@ package aot
 
 import (
 	"os/exec"
-	"strconv"
 	"time"
 )
 
@@ -24,8 +23,8 @@ type Options struct {
 	CompileWall time.Duration
 	// Start starts the compiler child and returns how to wait for it. A process
 	// that reaps its children itself must set it. The error of wait must have an
-	// ExitCode method if the child ran and failed, like [*exec.ExitError] or
-	// [ExitError]. Nil: cmd.Start and cmd.Wait.
+	// ExitCode method if the child ran and failed, like [*exec.ExitError]. Nil:
+	// cmd.Start and cmd.Wait.
 	Start func(cmd *exec.Cmd) (wait func() error, err error)
 	// Report is told, in one line each, what a node's owner should know: an entry
 	// that was not what it should be, a child that could be confined less than
@@ -44,13 +43,3 @@ type Entry struct {
 	// CompileTime is how long the child ran; 0 for a hit.
 	CompileTime time.Duration
 }
-
-// ExitError is the exit code of a child that was waited for by other means than
-// [exec.Cmd.Wait].
-type ExitError int
-
-// Error names the code.
-func (e ExitError) Error() string { return "exit status " + strconv.Itoa(int(e)) }
-
-// ExitCode returns the code.
-func (e ExitError) ExitCode() int { return int(e) }

@@ -26,8 +26,6 @@ import (
 const (
 	// compileVerb is mentat-host's command: module on stdin, code on descriptor 3.
 	compileVerb = "compile"
-	// exitInvalid is the child's exit code for a module that is none.
-	exitInvalid = 4
 	// maxStderr bounds what is kept of the child's messages.
 	maxStderr = 8 * limits.KiB
 	// linger is how long the result may stay open after the child has ended,
@@ -36,6 +34,9 @@ const (
 	// addressSpace is what the engine reserves without using it.
 	addressSpace = 6 << 30
 )
+
+// exitInvalid is the child's exit code for a module that is none.
+var exitInvalid = fault.RowOf(fault.ModuleInvalid).CLI
 
 // compile runs the child and stores what it makes. The caller holds the lock.
 func (c *Cache) compile(ctx context.Context, key string, d digest.Digest, host *hostBinary, open func() (io.ReadCloser, error)) (Entry, error) {

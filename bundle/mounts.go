@@ -134,7 +134,7 @@ func mountOf(spec *specs.Spec, name string) (specs.Mount, string, bool) {
 // mounts are all mounts of an agent, in an order in which none hides another:
 // what is deeper comes later, the container manager's files after what users
 // may have put above them, and what is ours last.
-func (r *wasmRun) mounts(from []specs.Mount) []specs.Mount {
+func (r *wasmRun) mounts(from []specs.Mount, terminal bool) []specs.Mount {
 	var kernel, users, files []specs.Mount
 	for _, m := range from {
 		switch {
@@ -144,7 +144,9 @@ func (r *wasmRun) mounts(from []specs.Mount) []specs.Mount {
 				users = append(users, narrowed(m, r.grant.Preopens[i].ReadOnly || isReadOnly(m)))
 			}
 		case !isBind(m):
-			kernel = append(kernel, kernelMount(m))
+			if needed(m, terminal) {
+				kernel = append(kernel, kernelMount(m))
+			}
 		case destination(m) != sharedMemory:
 			files = append(files, narrowed(m, destination(m) != terminationLog))
 		}
@@ -210,14 +212,24 @@ func narrowed(m specs.Mount, readOnly bool) specs.Mount {
 	return m
 }
 
+// needed tells which of the kernel's file systems mentat-host works with. Each
+// one less is a mount less at every start and nothing for a guest to reach.
+func needed(m specs.Mount, terminal bool) bool {
+	switch destination(m) {
+	case "/proc", "/dev":
+		return true
+	case "/dev/pts":
+		return terminal
+	}
+	return false
+}
+
 // kernelMount is a container manager's mount as an unprivileged container has
 // it, whatever a privileged one is given.
 func kernelMount(m specs.Mount) specs.Mount {
 	switch destination(m) {
 	case "/dev", "/dev/pts":
 		return restricted(m, "nosuid", "noexec")
-	case "/sys", "/sys/fs/cgroup":
-		return restricted(m, "nosuid", "noexec", "nodev", "ro")
 	}
 	return restricted(m, "nosuid", "noexec", "nodev")
 }

@@ -492,7 +492,7 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 	if err := r.limit(l.Resources, doc.Limits.MemoryBytes); err != nil {
 		return err
 	}
-	spec.Mounts = r.mounts(spec.Mounts)
+	spec.Mounts = r.mounts(spec.Mounts, spec.Process.Terminal)
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}

@@ -63,13 +63,21 @@ type Request struct {
 	Operator bool
 }
 
+// Who decided about a wish.
+const (
+	RuleManifest  = "manifest"  // the manifest does not ask for it, or takes it back
+	RulePolicy    = "policy"    // the node's policy at the agent's trust level
+	RuleTrust     = "trust"     // the trust level alone
+	RuleContainer = "container" // the container has something else at that path
+	RuleOperator  = "operator"  // the flags of one's own run
+)
+
 // Decision is one judged wish.
 type Decision struct {
 	// Capability is the canonical string.
 	Capability string `json:"capability"`
 	Allowed    bool   `json:"allowed"`
-	// Rule says who decided: "manifest", "policy", "trust", "container" or
-	// "operator".
+	// Rule is one of the Rule constants.
 	Rule string `json:"rule"`
 }
 
@@ -195,13 +203,13 @@ type decider struct {
 func (d *decider) allows(c manifest.Capability) (ok bool, rule string) {
 	switch {
 	case !anyAllows(d.asked, c):
-		return false, "manifest"
+		return false, RuleManifest
 	case !d.trusted:
-		return false, "trust"
+		return false, RuleTrust
 	case !anyAllows(d.policy, c):
-		return false, "policy"
+		return false, RulePolicy
 	}
-	return true, "policy"
+	return true, RulePolicy
 }
 
 func (d *decider) record(c manifest.Capability, allowed bool, rule string) {
@@ -225,7 +233,7 @@ func (g *Grant) list(d *decider) {
 			for _, have := range d.policy {
 				if want.Allows(have) {
 					found = append(found, have)
-					ok, rule = true, "policy"
+					ok, rule = true, RulePolicy
 				}
 			}
 		}
@@ -237,7 +245,7 @@ func (g *Grant) list(d *decider) {
 			}
 		}
 		if ok && left == 0 {
-			ok, rule = false, "manifest"
+			ok, rule = false, RuleManifest
 		}
 		d.record(want, ok, rule)
 	}
@@ -254,7 +262,7 @@ func (g *Grant) mounts(r Request, d *decider) {
 		}
 		read, rule := d.allows(filesystem(manifest.AccessRead, at))
 		write, _ := d.allows(filesystem(manifest.AccessWrite, at))
-		write = write && !m.ReadOnly && preopenMode(r.Manifest, at) != readOnly
+		write = write && !m.ReadOnly && preopenMode(r.Manifest, at) != manifest.ModeReadOnly
 		if !read {
 			g.withhold("mount "+at, filesystem(accessOf(m), at), rule)
 			continue
@@ -262,9 +270,6 @@ func (g *Grant) mounts(r Request, d *decider) {
 		g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: at, Guest: at, ReadOnly: !write})
 	}
 }
-
-// readOnly is the mode of a preopen in a manifest that must not be written to.
-const readOnly = "read-only"
 
 // preopenMode is what the manifest's two lists of preopens say of a path.
 func preopenMode(m *manifest.Manifest, at string) string {
@@ -280,7 +285,7 @@ func preopenMode(m *manifest.Manifest, at string) string {
 	}
 	mode := ""
 	for _, l := range lists {
-		if said, ok := l[at]; ok && mode != readOnly {
+		if said, ok := l[at]; ok && mode != manifest.ModeReadOnly {
 			mode = said
 		}
 	}
@@ -307,8 +312,12 @@ func (g *Grant) tempDirs(r Request, d *decider) {
 		at = path.Clean(at)
 		want := filesystem(manifest.AccessReadWrite, at)
 		taken := slices.ContainsFunc(g.Preopens, func(p hostdoc.Preopen) bool { return p.Guest == at })
-		if !d.trusted || taken || overlapsReserved(at) {
-			d.record(want, false, "trust")
+		switch {
+		case !d.trusted:
+			d.record(want, false, RuleTrust)
+			continue
+		case taken, overlapsReserved(at):
+			d.record(want, false, RuleContainer)
 			continue
 		}
 		if g.TempDirs == nil {
@@ -316,7 +325,7 @@ func (g *Grant) tempDirs(r Request, d *decider) {
 		}
 		g.TempDirs[at] = int64(r.Manifest.Sandbox.Filesystem.TempDirs[at])
 		g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: at, Guest: at})
-		d.record(want, true, "trust")
+		d.record(want, true, RuleTrust)
 	}
 }
 
@@ -366,9 +375,9 @@ func (g *Grant) withhold(what string, c manifest.Capability, rule string) {
 // missing says which side lacks what.
 func missing(c manifest.Capability, rule string) string {
 	switch rule {
-	case "manifest":
+	case RuleManifest:
 		return fmt.Sprintf("the manifest does not ask for %q", c)
-	case "trust":
+	case RuleTrust:
 		return "an untrusted agent is granted nothing"
 	}
 	return fmt.Sprintf("the node's policy does not grant %q at this trust level", c)
@@ -380,12 +389,12 @@ func (g *Grant) operator(r Request) {
 		g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: m.Source, Guest: path.Clean(m.Destination), ReadOnly: m.ReadOnly})
 		c := filesystem(accessOf(m), path.Clean(m.Destination))
 		g.Capabilities = append(g.Capabilities, c.String())
-		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: "operator"})
+		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: RuleOperator})
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Given.Env)) {
 		c := variable(name)
 		g.Capabilities = append(g.Capabilities, c.String())
-		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: "operator"})
+		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: RuleOperator})
 	}
 	g.Env = pairs(r.Given.Env)
 	slices.Sort(g.Capabilities)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -274,6 +275,9 @@ func TestARunningAgentIsDeletedByForceThroughTheRuncCommandLine(t *testing.T) {
 
 // TestEveryOtherCommandAnswersAsRuncDoes runs one container through its life
 // and asks both mentat and runc everything that can be asked on the way.
+// logTime is the time in runc's log lines, in text and in JSON.
+var logTime = regexp.MustCompile(`time="[^"]*" |"time":"[^"]*"`)
+
 func TestEveryOtherCommandAnswersAsRuncDoes(t *testing.T) {
 	w := newWorld(t, node.Config{})
 	b := w.bundle(w.container("busybox"), "/bin/sleep", "600")
@@ -283,6 +287,7 @@ func TestEveryOtherCommandAnswersAsRuncDoes(t *testing.T) {
 	same := func(args ...string) outcome {
 		t.Helper()
 		ours, theirs := w.runtime("mentat", args...), w.runtime("runc", args...)
+		ours.stderr, theirs.stderr = logTime.ReplaceAllString(ours.stderr, ""), logTime.ReplaceAllString(theirs.stderr, "")
 		if ours != theirs {
 			t.Errorf("%q:\nmentat %+v\n  runc %+v", args, ours, theirs)
 		}
@@ -426,6 +431,41 @@ func TestACommandLineCannotBringAnotherBundleThanTheOneJudged(t *testing.T) {
 		if err == nil || strings.Contains(string(out), marker) {
 			t.Errorf("without %s: %v, %s", name, err, out)
 		}
+	}
+}
+
+func TestTasksUnderTheRuncShimAreManagedAsUsual(t *testing.T) {
+	w := newWorld(t, node.Config{})
+	binary := filepath.Join(binDir(), "mentat")
+	exits := w.exits()
+	for _, tc := range []struct {
+		ref  string
+		exec string // what exec answers
+	}{
+		{w.agent("sleep", guestSleep, ""), "a WASM agent has no shell"},
+		{w.container("busybox", "/bin/sleep", "600"), "inside\n"},
+	} {
+		id := w.id()
+		tk := &task{world: w, id: id}
+		t.Cleanup(tk.remove)
+		w.ctr("run", "--detach", "--runc-binary", binary, tc.ref, id)
+		out, err := w.Ctr(t.Context(), "tasks", "exec", "--exec-id", "e", id, "/bin/echo", "inside")
+		if err != nil {
+			out = err.Error()
+		}
+		if !strings.Contains(out, tc.exec) {
+			t.Errorf("%s: exec answers %q", tc.ref, out)
+		}
+		for _, change := range []struct{ command, state string }{{"pause", "PAUSED"}, {"resume", "RUNNING"}} {
+			w.ctr("tasks", change.command, id)
+			if s := tk.state(); s != change.state {
+				t.Errorf("%s: %s after %s", tc.ref, s, change.command)
+			}
+		}
+		w.ctr("tasks", "metrics", id)
+		w.ctr("tasks", "kill", "-s", "SIGKILL", id)
+		eventually(t, "SIGKILL's status", func() bool { return exits(id) == 137 })
+		tk.remove()
 	}
 }
 

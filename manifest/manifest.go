@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
-	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -235,27 +232,6 @@ func flatten(errs ...error) []error {
 		}
 	}
 	return all
-}
-
-// Load reads the manifest.yaml at path. A missing file is [fault.NotFound].
-func Load(path string) (*Manifest, error) {
-	f, err := os.Open(path) // #nosec G304 -- the path is the caller's choice
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, path, "there is no such manifest").
-			WithHint("give an agent's directory or its %s", FileName)
-	}
-	if err != nil {
-		return nil, fault.Wrap(err, fault.ManifestInvalid, path, "cannot read the manifest")
-	}
-	defer f.Close() //nolint:errcheck // read only
-	data, err := io.ReadAll(io.LimitReader(f, limits.ManifestYAMLBytes+1))
-	if err != nil {
-		return nil, fault.Wrap(err, fault.ManifestInvalid, path, "cannot read the manifest")
-	}
-	if len(data) > limits.ManifestYAMLBytes {
-		return nil, fault.New(fault.ManifestInvalid, path, "the manifest is over %d bytes", limits.ManifestYAMLBytes)
-	}
-	return Parse(path, data)
 }
 
 // Canonical gives the manifest as it goes into an artifact: canonical JSON,

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -182,7 +181,7 @@ func TestTheSpecificationsExamplesParse(t *testing.T) {
 		t.Fatalf("%v, %v", files, err)
 	}
 	for _, file := range files {
-		m, err := Load(file)
+		m, err := load(t, file)
 		if err != nil {
 			t.Errorf("%v", err)
 			continue
@@ -205,6 +204,15 @@ func TestTheSpecificationsExamplesParse(t *testing.T) {
 	}
 }
 
+func load(t *testing.T, file string) (*Manifest, error) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Parse(file, text)
+}
+
 func lintText(m *Manifest) string {
 	var all []string
 	for _, err := range m.Lint() {
@@ -214,7 +222,7 @@ func lintText(m *Manifest) string {
 }
 
 func TestTheSpecificationsWASMExampleNamesWhatItForgot(t *testing.T) {
-	m, err := Load("testdata/spec/1.4-wasm.yaml")
+	m, err := load(t, "testdata/spec/1.4-wasm.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +237,7 @@ testdata/spec/1.4-wasm.yaml:25: the variable RUST_LOG has no capability that all
 }
 
 func TestTheSpecificationsAttestationIsReadAsItIsWritten(t *testing.T) {
-	m, err := Load("testdata/spec/2.2-attestation.yaml")
+	m, err := load(t, "testdata/spec/2.2-attestation.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -434,23 +442,6 @@ func TestValuesReadBack(t *testing.T) {
 	}
 	if (*Resources)(nil).CPUQuotaMillis() != 0 || new(Manifest).Deadline() != 0 || new(Manifest).Capabilities() != nil {
 		t.Error("nothing said is not zero")
-	}
-}
-
-func TestLoadNamesTheFile(t *testing.T) {
-	dir := t.TempDir()
-	missing := filepath.Join(dir, FileName)
-	if _, err := Load(missing); fault.ReasonOf(err) != fault.NotFound || !strings.Contains(err.Error(), missing) {
-		t.Errorf("%v", err)
-	}
-	if _, err := Load(dir); fault.ReasonOf(err) != fault.ManifestInvalid {
-		t.Errorf("%v", err)
-	}
-	if err := os.WriteFile(missing, bytes.Repeat([]byte("#"), limits.ManifestYAMLBytes+1), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Load(missing); err == nil || !strings.Contains(err.Error(), "over "+strconv.Itoa(limits.ManifestYAMLBytes)) {
-		t.Errorf("%v", err)
 	}
 }
 

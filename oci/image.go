@@ -30,7 +30,7 @@ type ContainerImage struct {
 // the manifest for the platform. Errors: NotFound when there is none for the
 // platform, ArtifactInvalid for what is not an ordinary container image.
 func LoadImage(ctx context.Context, f Fetcher, root ocispec.Descriptor, platform ocispec.Platform) (*ContainerImage, error) {
-	for range indexDepth {
+	for range limits.IndexDepth {
 		if !IsIndex(root.MediaType) {
 			break
 		}
@@ -129,9 +129,6 @@ type archive struct {
 
 type section struct{ offset, size int64 }
 
-// archiveFiles bounds how many members an archive may have.
-const archiveFiles = 100_000
-
 func openArchive(file string) (*archive, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -172,8 +169,8 @@ func (a *archive) scan() error {
 		if _, twice := a.files[name]; twice {
 			return fault.New(fault.ArtifactInvalid, a.path, "has the member %q twice", name)
 		}
-		if len(a.files) == archiveFiles {
-			return fault.New(fault.ArtifactInvalid, a.path, "has more than %d members", archiveFiles)
+		if len(a.files) == limits.ArchiveMembers {
+			return fault.New(fault.ArtifactInvalid, a.path, "has more than %d members", limits.ArchiveMembers)
 		}
 		a.files[name] = section{offset: offset, size: h.Size}
 	}

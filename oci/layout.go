@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -187,39 +186,28 @@ func asInternal(err error, on, msg string) error {
 
 // openRegular opens a plain file; a link, pipe or device in a layout that came
 // from elsewhere is refused before it can lead or block anywhere.
-func openRegular(path string) (*os.File, int64, error) {
+func openRegular(path string) (*os.File, error) {
 	fi, err := os.Lstat(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if !fi.Mode().IsRegular() {
-		return nil, 0, fault.New(fault.ArtifactInvalid, path, "is not a regular file")
+		return nil, fault.New(fault.ArtifactInvalid, path, "is not a regular file")
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	return f, fi.Size(), nil
+	return os.Open(path)
 }
 
 func readFile(path string, limit int64) ([]byte, error) {
-	f, _, err := openRegular(path)
+	f, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return readLimited(path, f, limit)
-}
-
-func readLimited(on string, r io.Reader, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, err
+	data, err := limits.Read(f, limit)
+	if errors.Is(err, limits.ErrExceeded) {
+		err = fault.Wrap(err, fault.ArtifactInvalid, path, "cannot be read")
 	}
-	if int64(len(data)) > limit {
-		return nil, fault.New(fault.ArtifactInvalid, on, "is over the limit of %d bytes", limit)
-	}
-	return data, nil
+	return data, err
 }
 
 func blobName(d digest.Digest) string {
@@ -232,7 +220,7 @@ func (l *Layout) Fetch(_ context.Context, desc ocispec.Descriptor) (io.ReadClose
 	if err := checkDigest(desc.Digest); err != nil {
 		return nil, fault.New(fault.ArtifactInvalid, string(desc.Digest), "is neither a sha256 nor a sha512 digest")
 	}
-	f, _, err := openRegular(filepath.Join(l.dir, filepath.FromSlash(blobName(desc.Digest))))
+	f, err := openRegular(filepath.Join(l.dir, filepath.FromSlash(blobName(desc.Digest))))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, string(desc.Digest), "is not in the image layout %s", l.dir)
 	}
@@ -398,61 +386,6 @@ func (l *Layout) remove(d digest.Digest) error {
 	err := os.Remove(filepath.Join(l.dir, filepath.FromSlash(blobName(d))))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fault.Wrap(err, fault.Internal, l.dir, "cannot remove the blob %s", d)
-	}
-	return nil
-}
-
-// Prune keeps the given entries of the index, drops all others, and removes
-// every blob that nothing kept refers to. A layout that is built into again and
-// again does not grow that way. Nothing may be pushed at the same time: what no
-// index names yet would be taken for waste.
-func (l *Layout) Prune(ctx context.Context, keep ...ocispec.Descriptor) error {
-	used := map[digest.Digest]bool{}
-	for _, d := range keep {
-		g, err := Walk(ctx, l, d)
-		if err != nil {
-			return err
-		}
-		for _, d := range g.all() {
-			used[d.Digest] = true
-		}
-	}
-	err := l.update(func(idx *ocispec.Index) error {
-		idx.Manifests = slices.DeleteFunc(idx.Manifests, func(d ocispec.Descriptor) bool {
-			return !slices.ContainsFunc(keep, func(k ocispec.Descriptor) bool { return k.Digest == d.Digest })
-		})
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	// Roots of their own: no link in a layout from elsewhere, the blobs' directory
-	// among them, leads the removal out.
-	layout, err := os.OpenRoot(l.dir)
-	if err != nil {
-		return fault.Wrap(err, fault.Internal, l.dir, "cannot prune the image layout")
-	}
-	defer layout.Close()
-	root, err := layout.OpenRoot(ocispec.ImageBlobsDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fault.Wrap(err, fault.Internal, l.dir, "cannot prune the image layout")
-	}
-	defer root.Close()
-	err = fs.WalkDir(root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		alg, hex := path.Split(name)
-		if used[digest.NewDigestFromEncoded(digest.Algorithm(path.Clean(alg)), hex)] {
-			return nil
-		}
-		return root.Remove(name)
-	})
-	if err != nil {
-		return fault.Wrap(err, fault.Internal, l.dir, "cannot prune the image layout")
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 func TestCreateLayoutNeverOverwrites(t *testing.T) {
@@ -186,32 +187,6 @@ func TestReplaceManifestKeepsTheNames(t *testing.T) {
 	}
 }
 
-func TestPruneKeepsWhatIsNeeded(t *testing.T) {
-	l := newLayout(t)
-	agent := wasmAgent(t)
-	var last ocispec.Descriptor
-	for i := range 3 {
-		var err error
-		m := append(bytes.Clone(module), 0, 1, byte(i)) // a custom section's beginning; only its bytes count here
-		if last, err = Build(t.Context(), BuildInput{Agent: agent, Module: m}, l); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := l.Prune(t.Context(), last); err != nil {
-		t.Fatal(err)
-	}
-	if root, err := l.Root(); err != nil || root.Digest != last.Digest {
-		t.Errorf("root %v, %v", root, err)
-	}
-	if err := l.Verify(t.Context()); err != nil {
-		t.Error(err)
-	}
-	blobs, err := os.ReadDir(filepath.Join(l.Dir(), "blobs", "sha256"))
-	if err != nil || len(blobs) != 4 {
-		t.Errorf("%d blobs left, want manifest, config, agent manifest, module: %v", len(blobs), err)
-	}
-}
-
 func TestConcurrentWritersLoseNothing(t *testing.T) {
 	l := newLayout(t)
 	var wg sync.WaitGroup
@@ -297,7 +272,10 @@ func TestOpenImageReadsDirectoriesAndArchives(t *testing.T) {
 	if err := l.Add(t.Context(), multi); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Prune(t.Context(), multi); err != nil {
+	if err := l.update(func(all *ocispec.Index) error {
+		all.Manifests = []ocispec.Descriptor{multi}
+		return nil
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Tag(t.Context(), multi, "x:1"); err != nil {
@@ -376,7 +354,7 @@ func TestLoadImageTakesOrdinaryImagesOnly(t *testing.T) {
 func TestWalkStopsAtIndexesThatNestWithoutEnd(t *testing.T) {
 	l := newLayout(t)
 	d := image(t, l, nil)
-	for range indexDepth {
+	for range limits.IndexDepth {
 		idx := newIndex()
 		idx.Manifests = []ocispec.Descriptor{d}
 		d = push(t, l, ocispec.MediaTypeImageIndex, mustJSON(t, idx))

@@ -182,6 +182,9 @@ func Select(idx *ocispec.Index, want ocispec.Platform) (ocispec.Descriptor, erro
 		}
 		have = append(have, formatPlatform(*p))
 	}
+	if len(have) == 0 {
+		have = []string{"none that names its platform"}
+	}
 	return ocispec.Descriptor{}, fault.New(fault.NotFound, "index", "no manifest for %s, there are: %s", formatPlatform(want), strings.Join(have, ", "))
 }
 

@@ -33,10 +33,6 @@ func (g *Graph) all() []ocispec.Descriptor {
 	return all
 }
 
-// indexDepth bounds indexes within indexes: an image of several platforms
-// needs one, a layout's entry for it another.
-const indexDepth = 3
-
 // Walk reads the manifest or index root and all manifests below it, strictly.
 // Configs and layers are listed, not read. Errors: as [ReadBlob], [ParseManifest]
 // and [ParseIndex].
@@ -49,7 +45,7 @@ func Walk(ctx context.Context, f Fetcher, root ocispec.Descriptor) (*Graph, erro
 			return nil
 		}
 		seen[d.Digest] = true
-		if depth > indexDepth || len(seen) > 16*limits.IndexManifests {
+		if depth > limits.IndexDepth || len(seen) > 16*limits.IndexManifests {
 			return fault.New(fault.ArtifactInvalid, string(root.Digest), "indexes within indexes go too deep")
 		}
 		raw, err := ReadBlob(ctx, f, d, limits.OCIManifestBytes)

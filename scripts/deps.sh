@@ -32,6 +32,8 @@ command -v pkg-config >/dev/null || need pkg-config
 if ! [ -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then
 	need busybox-static
 fi
+# The go command fetches modules over TLS.
+[ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
 [ -n "$missing" ] || exit 0
 
 command -v apt-get >/dev/null || fail "missing, by the names that Debian gives them:$missing"

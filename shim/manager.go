@@ -24,9 +24,11 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/mentatlab/mentat/bundle"
+	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/internal/version"
 )
@@ -58,11 +60,36 @@ func Main(ctx context.Context) int {
 			if err != nil {
 				return nil, err
 			}
+			if path := ownSocket(); path != "" {
+				sd.(shutdown.Service).RegisterCallback(func(context.Context) error { return removeSocket(path) })
+			}
 			return newService(ic.Context, ic.Properties[plugins.PropertyGRPCAddress], pub.(shim.Publisher), sd.(shutdown.Service))
 		},
 	})
 	shim.RunShim(ctx, m)
 	return 0
+}
+
+// ownSocket is the path of the socket that this shim inherited to serve on.
+// containerd's shim package works it out from the container's id when it
+// cleans up, which is wrong for a shim of a group.
+func ownSocket() string {
+	const listener = 3
+	addr, err := unix.Getsockname(listener)
+	if err != nil {
+		return ""
+	}
+	if u, ok := addr.(*unix.SockaddrUnix); ok && filepath.IsAbs(u.Name) {
+		return u.Name
+	}
+	return ""
+}
+
+func removeSocket(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // shimManager is the runc shim's manager with our name, options and version.
@@ -73,7 +100,7 @@ type shimManager struct {
 // Info reports the OCI runtime that is really chosen: containerd asks it for
 // the features of that runtime, user namespaces among them.
 func (m shimManager) Info(ctx context.Context, in io.Reader) (*types.RuntimeInfo, error) {
-	data, err := io.ReadAll(io.LimitReader(in, 1<<20))
+	data, err := limits.Read(in, limits.ShimInputBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -162,12 +189,9 @@ func (m shimManager) answerOldDaemon(ctx context.Context, args []string, stdin *
 	if call.action != "start" {
 		return errNotLegacy
 	}
-	input, err := io.ReadAll(io.LimitReader(stdin, bootstrapBytes+1))
+	input, err := limits.Read(stdin, limits.ShimInputBytes)
 	if err != nil {
 		return fmt.Errorf("cannot read the bootstrap parameters: %w", err)
-	}
-	if len(input) > bootstrapBytes {
-		return fmt.Errorf("bootstrap parameters are over %d bytes", bootstrapBytes)
 	}
 	var params bootapi.BootstrapParams
 	if len(input) > 0 && proto.Unmarshal(input, &params) == nil && params.InstanceID == call.id && params.Namespace == call.namespace {
@@ -191,9 +215,6 @@ func (m shimManager) answerOldDaemon(ctx context.Context, args []string, stdin *
 		"version": result.Version, "address": result.Address, "protocol": result.Protocol,
 	})
 }
-
-// bootstrapBytes bounds what is read from containerd at start.
-const bootstrapBytes = 10 << 20
 
 // rewind gives what was read back to the shim package, as standard input.
 func rewind(input []byte) error {

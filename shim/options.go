@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // tomlOptions are the keys that a runtime's options table may have in
@@ -58,7 +59,7 @@ func fromTOML(o *runtimeoptions.Options) (*options.Options, error) {
 	on := "runtime options"
 	if len(body) == 0 && o.GetConfigPath() != "" {
 		on = o.GetConfigPath()
-		data, err := os.ReadFile(on)
+		data, err := limits.ReadFile(on, limits.ShimInputBytes)
 		if err != nil {
 			return nil, fault.Wrap(err, fault.Usage, on, "cannot read the runtime options")
 		}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 func anyOf(t *testing.T, v any) *anypb.Any {
@@ -150,7 +151,7 @@ func TestBootstrapParametersOfANewDaemonArePassedOnUntouched(t *testing.T) {
 
 func TestOversizedBootstrapParametersAreRefused(t *testing.T) {
 	m := shimManager{Shim: manager.NewShimManager(Runtime)}
-	err := m.answerOldDaemon(t.Context(), []string{"-namespace", "ns", "-id", "a1", "start"}, pipeOf(t, make([]byte, bootstrapBytes+1)), io.Discard)
+	err := m.answerOldDaemon(t.Context(), []string{"-namespace", "ns", "-id", "a1", "start"}, pipeOf(t, make([]byte, limits.ShimInputBytes+1)), io.Discard)
 	if err == nil || errors.Is(err, errNotLegacy) || !strings.Contains(err.Error(), "over") {
 		t.Errorf("got %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
@@ -32,11 +33,14 @@ import (
 // service is the runc shim's task service with a gate before Create.
 type service struct {
 	taskapi.TTRPCTaskService
-	address string
+	address    string
+	deliveries *deliveries
+	calls      chan struct{} // one entry for each call of the OCI runtime that goes on
 
 	mu        sync.Mutex
 	agents    map[string]*agent    // the WASM agents by container id, guarded by mu
 	creations map[string]*creation // the calls of Create that go on, guarded by mu
+	deletions int                  // the calls of Delete that go on, guarded by mu
 }
 
 // creation is a call of Create that goes on. It can take as long as a module
@@ -67,11 +71,12 @@ const gcPercent = 200
 // newService wraps the runc shim's service; address is containerd's socket.
 func newService(ctx context.Context, address string, publisher shim.Publisher, sd shutdown.Service) (*service, error) {
 	debug.SetGCPercent(gcPercent)
-	inner, err := task.NewTaskService(ctx, publisher, sd)
+	deliveries := newDeliveries(publisher)
+	inner, err := task.NewTaskService(ctx, deliveries, sd)
 	if err != nil {
 		return nil, err
 	}
-	return &service{TTRPCTaskService: inner, address: address, agents: map[string]*agent{}, creations: map[string]*creation{}}, nil
+	return &service{TTRPCTaskService: inner, address: address, deliveries: deliveries, calls: make(chan struct{}, maxCalls), agents: map[string]*agent{}, creations: map[string]*creation{}}, nil
 }
 
 // RegisterTTRPC registers the wrapping service, not the wrapped one.
@@ -92,6 +97,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		log.G(ctx).WithField("id", r.ID).WithError(err).Warn("refused")
 		return nil, toRPC(err)
 	}
+	defer s.turn(ctx)()
 	if !wasm {
 		return s.TTRPCTaskService.Create(ctx, r)
 	}
@@ -113,6 +119,43 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		go s.closeInput(context.WithoutCancel(ctx), r.ID, a.input)
 	}
 	return resp, nil
+}
+
+const (
+	// maxCalls bounds the calls of the OCI runtime that a shim makes at once. The
+	// wrapped service is told of every exit in turn, and has room for 32: beyond
+	// that, when it waits for a call of its own to exit, each exit takes a second.
+	// A call makes up to three.
+	maxCalls = 8
+	// turnWait is how long a call waits for its turn. It is made then in any case:
+	// what holds the others up, a hook perhaps, may be waiting for this one.
+	turnWait = 5 * time.Second
+)
+
+// turn waits until few enough calls of the OCI runtime go on; the result ends
+// this one's turn.
+func (s *service) turn(ctx context.Context) (end func()) {
+	timer := time.NewTimer(turnWait)
+	defer timer.Stop()
+	select {
+	case s.calls <- struct{}{}:
+		return func() { <-s.calls }
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return func() {}
+}
+
+// Start waits for its turn.
+func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	defer s.turn(ctx)()
+	return s.TTRPCTaskService.Start(ctx, r)
+}
+
+// Kill waits for its turn.
+func (s *service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
+	defer s.turn(ctx)()
+	return s.TTRPCTaskService.Kill(ctx, r)
 }
 
 // begin notes a creation, which lasts until done is called. The context ends
@@ -150,12 +193,13 @@ func (s *service) giveUp(ctx context.Context, id string) {
 	}
 }
 
-// Shutdown ends the shim unless there are tasks. One that is being created is
-// one: in a pod, its neighbour's failure must not end it.
+// Shutdown ends the shim unless there are tasks. One that is being created or
+// deleted is one: in a pod, a neighbour's end must not cut its call off. The
+// caller of that asks again.
 func (s *service) Shutdown(ctx context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	s.giveUp(ctx, r.ID)
 	s.mu.Lock()
-	others := len(s.creations)
+	others := len(s.creations) + s.deletions
 	s.mu.Unlock()
 	if others > 0 {
 		return &emptypb.Empty{}, nil
@@ -231,22 +275,28 @@ func errExec(id string) error {
 // Delete adds how the run ended to the shim's log, as the bundle goes next. A
 // task whose creation goes on is deleted because its client gave up.
 func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	if r.ExecID == "" {
-		s.giveUp(ctx, r.ID)
+	if r.ExecID != "" {
+		return s.TTRPCTaskService.Delete(ctx, r)
 	}
-	resp, err := s.TTRPCTaskService.Delete(ctx, r)
-	if err != nil || r.ExecID != "" {
-		return resp, err
-	}
+	s.giveUp(ctx, r.ID)
 	s.mu.Lock()
-	a := s.agents[r.ID]
-	delete(s.agents, r.ID)
+	s.deletions++
 	s.mu.Unlock()
-	if a != nil {
+	end := s.turn(ctx)
+	resp, err := s.TTRPCTaskService.Delete(ctx, r)
+	end()
+	s.mu.Lock()
+	s.deletions--
+	a := s.agents[r.ID]
+	if err == nil {
+		delete(s.agents, r.ID)
+	}
+	s.mu.Unlock()
+	if err == nil && a != nil {
 		a.stop()
 		logExit(ctx, r.ID, a.bundle)
 	}
-	return resp, nil
+	return resp, err
 }
 
 func logExit(ctx context.Context, id, dir string) {

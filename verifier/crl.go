@@ -59,11 +59,11 @@ type CRLOrigin struct {
 	Fetched  time.Time `json:"fetched,omitzero"`
 }
 
-// Entry is one revoked certificate.
-type Entry struct {
-	At time.Time
-	// Reason is RFC 5280's reason code; 0 when the list gives none.
-	Reason int
+// revocation is what a list says of one certificate.
+type revocation struct {
+	at time.Time
+	// reason is RFC 5280's reason code; 0 when the list gives none.
+	reason int
 }
 
 const (
@@ -221,31 +221,28 @@ func issuingPoints(value []byte) ([]string, error) {
 	return uris, nil
 }
 
-// Lookup finds a serial number.
-func (ix *CRLIndex) Lookup(serial *big.Int) (Entry, bool) {
+// lookup finds a serial number.
+func (ix *CRLIndex) lookup(serial *big.Int) (revocation, bool) {
 	if serial.Sign() <= 0 || len(serial.Bytes()) > maxSerialBytes {
-		return Entry{}, false
+		return revocation{}, false
 	}
 	var want [maxSerialBytes]byte
 	serial.FillBytes(want[:])
 	n := ix.head.Count
 	i := sort.Search(n, func(i int) bool { return bytes.Compare(ix.row(i)[:maxSerialBytes], want[:]) >= 0 })
 	if i == n || !bytes.Equal(ix.row(i)[:maxSerialBytes], want[:]) {
-		return Entry{}, false
+		return revocation{}, false
 	}
 	row := ix.row(i)
-	return Entry{
-		At:     time.Unix(int64(binary.BigEndian.Uint64(row[maxSerialBytes:])&(1<<62-1)), 0).UTC(),
-		Reason: int(row[crlEntryBytes-1]),
+	return revocation{
+		at:     time.Unix(int64(binary.BigEndian.Uint64(row[maxSerialBytes:])&(1<<62-1)), 0).UTC(),
+		reason: int(row[crlEntryBytes-1]),
 	}, true
 }
 
 func (ix *CRLIndex) row(i int) []byte {
 	return ix.entries[i*crlEntryBytes : (i+1)*crlEntryBytes]
 }
-
-// Issuer is the issuer's distinguished name.
-func (ix *CRLIndex) Issuer() string { return ix.head.Issuer }
 
 // Number is the list's number: a list with a lower one is older.
 func (ix *CRLIndex) Number() *big.Int { return new(big.Int).Set(ix.number) }
@@ -261,9 +258,6 @@ func (ix *CRLIndex) Len() int { return ix.head.Count }
 
 // Origin says where the list came from.
 func (ix *CRLIndex) Origin() CRLOrigin { return ix.head.Source }
-
-// Digest is the SHA-256, in hex, of the list the index was compiled from.
-func (ix *CRLIndex) Digest() string { return ix.head.Digest }
 
 // follows refuses a list that is older than one already known: a source that is
 // rolled back must not bring revoked certificates back to life.

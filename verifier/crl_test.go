@@ -127,24 +127,24 @@ func TestLookupFindsWhatTheListSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ix.Len() != 1001 || ix.Number().Int64() != 1 {
-		t.Errorf("%d entries, number %s", ix.Len(), ix.Number())
+	if ix.head.Count != 1001 || ix.number.Int64() != 1 {
+		t.Errorf("%d entries, number %s", ix.head.Count, ix.number)
 	}
 	for i := range 1000 {
 		serial := new(big.Int).Lsh(big.NewInt(int64(i*7919+1)), 64)
-		if _, ok := ix.Lookup(serial); !ok {
+		if _, ok := ix.lookup(serial); !ok {
 			t.Fatalf("%x is not found", serial)
 		}
-		if _, ok := ix.Lookup(serial.Add(serial, big.NewInt(1))); ok {
+		if _, ok := ix.lookup(serial.Add(serial, big.NewInt(1))); ok {
 			t.Fatalf("%x is found", serial)
 		}
 	}
-	e, ok := ix.Lookup(p.Leaf.SerialNumber)
-	if !ok || e.Reason != 1 || !e.At.Equal(testpki.Now.Add(-time.Hour)) {
+	e, ok := ix.lookup(p.Leaf.SerialNumber)
+	if !ok || e.reason != 1 || !e.at.Equal(testpki.Now.Add(-time.Hour)) {
 		t.Errorf("%+v, %v", e, ok)
 	}
 	for _, n := range []*big.Int{big.NewInt(0), big.NewInt(-1), new(big.Int).Lsh(big.NewInt(1), 160)} {
-		if _, ok := ix.Lookup(n); ok {
+		if _, ok := ix.lookup(n); ok {
 			t.Errorf("%s is found", n)
 		}
 	}
@@ -253,7 +253,7 @@ func FuzzCRLIndex(f *testing.F) {
 				t.Fatal("an unsigned list compiled")
 			}
 			for _, e := range list.RevokedCertificateEntries {
-				if _, ok := ix.Lookup(e.SerialNumber); !ok {
+				if _, ok := ix.lookup(e.SerialNumber); !ok {
 					t.Fatalf("%s is lost", e.SerialNumber)
 				}
 			}
@@ -271,9 +271,9 @@ func FuzzCRLIndex(f *testing.F) {
 			if err != nil || !bytes.Equal(again, in) {
 				t.Fatalf("another encoding: %v", err)
 			}
-			for i := range ix.Len() {
+			for i := range ix.head.Count {
 				serial := new(big.Int).SetBytes(ix.row(i)[:maxSerialBytes])
-				if _, ok := ix.Lookup(serial); !ok && serial.Sign() > 0 {
+				if _, ok := ix.lookup(serial); !ok && serial.Sign() > 0 {
 					t.Fatalf("entry %d is not found", i)
 				}
 			}
@@ -291,7 +291,7 @@ func TestIndexesPickTheNewest(t *testing.T) {
 		}
 		lists = append(lists, ix)
 	}
-	if ix, err := lists.Index(p.Agent); err != nil || ix.Number().Int64() != 9 {
+	if ix, err := lists.Index(p.Agent); err != nil || ix.number.Int64() != 9 {
 		t.Errorf("%v, %v", ix, err)
 	}
 	if ix, err := lists.Index(p.Root); ix != nil || err != nil {

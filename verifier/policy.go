@@ -216,7 +216,7 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		p.exempt[d] = true
 	}
 	for level, list := range map[TrustLevel][]string{
-		Untrusted: f.Grants.Untrusted, Signed: f.Grants.Signed, Community: f.Grants.Community, Verified: f.Grants.Verified,
+		Signed: f.Grants.Signed, Community: f.Grants.Community, Verified: f.Grants.Verified,
 	} {
 		for i, s := range list {
 			granted, err := manifest.ParseCapability(s)
@@ -225,6 +225,9 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 			}
 			p.grants[level] = append(p.grants[level], granted)
 		}
+	}
+	if len(f.Grants.Untrusted) > 0 {
+		c.fail("grants.untrusted", "must be empty: an untrusted agent is granted nothing")
 	}
 	issuers := map[string]bool{}
 	for i, s := range f.Revocation.CRLs {
@@ -364,11 +367,8 @@ func (p *Policy) Exempt(d digest.Digest) bool { return p.exempt[d] }
 // CRLs are the configured sources of revocation lists.
 func (p *Policy) CRLs() []CRLSource { return slices.Clone(p.crls) }
 
-// Grace is how long a revocation list counts past its own end.
-func (p *Policy) Grace() time.Duration { return p.grace }
-
-// Stores are the names of all trust stores that some scope names, sorted.
-func (p *Policy) Stores() []string {
+// stores are the names of all trust stores that some scope names, sorted.
+func (p *Policy) stores() []string {
 	var names []string
 	for _, s := range p.scopes {
 		names = append(names, s.stores...)

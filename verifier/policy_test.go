@@ -43,13 +43,13 @@ func TestParsePolicyReadsEveryKey(t *testing.T) {
 	if got := p.CRLs(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("lists %+v", got)
 	}
-	if p.OnUnfetchable() != Deny || p.Grace() != 24*time.Hour || len(p.Stores()) != 1 || len(p.Grants(Signed)) != 1 {
+	if p.OnUnfetchable() != Deny || p.grace != 24*time.Hour || len(p.stores()) != 1 || len(p.Grants(Signed)) != 1 {
 		t.Errorf("%+v", p)
 	}
 	if !p.Exempt("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") || p.Exempt("") {
 		t.Error("exempt is wrong")
 	}
-	if d := policy(t, "version: 1\noutside: {ordinary_images: deny}\n"); d.OnUnfetchable() != Defer || d.Grace() != 0 {
+	if d := policy(t, "version: 1\noutside: {ordinary_images: deny}\n"); d.OnUnfetchable() != Defer || d.grace != 0 {
 		t.Errorf("defaults %+v", d)
 	}
 }
@@ -98,6 +98,7 @@ func TestParsePolicyRefusesWhatIsNotClear(t *testing.T) {
 		"binding unknown":             {replace("binding: repository", "binding: loose"), "binding"},
 		"outside missing":             {replace("outside: {ordinary_images: allow}\n", ""), "ordinary_images"},
 		"exempt by name":              {replace("sha256:e3b0", "pause:e3b0"), "exempt"},
+		"grant to the untrusted":      {replace("untrusted: []", "untrusted: [media:read]"), "grants.untrusted: must be empty"},
 		"grant malformed":             {replace("filesystem:read:/tmp", "filesystem:/tmp"), "grants.signed"},
 		"grace negative":              {replace("grace: 24h", "grace: -1h"), "grace"},
 		"grace too long":              {replace("grace: 24h", "grace: 9000h"), "grace"},
@@ -176,7 +177,7 @@ func FuzzParsePolicy(f *testing.F) {
 			t.Fatalf("%+v", p)
 		}
 		stores := map[string]*Store{}
-		for _, name := range p.Stores() {
+		for _, name := range p.stores() {
 			stores[name] = root
 		}
 		v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, Clock: testpki.Clock})

@@ -49,7 +49,7 @@ func indexPath(state, key string) string {
 func LoadIndex(state string, issuer *x509.Certificate) (*CRLIndex, error) {
 	key := issuerKey(issuer)
 	path := indexPath(state, key)
-	data, err := readFile(path, 2*limits.CRLBytes)
+	data, err := limits.ReadFile(path, 2*limits.CRLBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -96,7 +96,7 @@ func CompileFile(path string, issuer *x509.Certificate, now time.Time) (*CRLInde
 	if err != nil {
 		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation list")
 	}
-	data, err := readFile(path, limits.CRLBytes)
+	data, err := limits.ReadFile(path, limits.CRLBytes)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation list")
 	}
@@ -197,7 +197,7 @@ func stamp(path string) fileStamp {
 func (src CRLSource) Issuers(stores map[string]*Store) ([]*x509.Certificate, error) {
 	var found []*x509.Certificate
 	if src.Certificate != "" {
-		data, err := readFile(src.Certificate, limits.CertificatePEMBytes)
+		data, err := limits.ReadFile(src.Certificate, limits.CertificatePEMBytes)
 		if err != nil {
 			return nil, fault.Wrap(err, fault.PolicyInvalid, src.Certificate, "cannot read the issuer's certificate")
 		}

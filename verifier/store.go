@@ -3,9 +3,6 @@ package verifier
 import (
 	"bytes"
 	"crypto/x509"
-	"errors"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,9 +33,9 @@ func NewStore(name string, roots ...*x509.Certificate) (*Store, error) {
 	return &Store{name: name, roots: roots}, nil
 }
 
-// LoadStore reads the store dir/name: every entry must be a regular file named
+// loadStore reads the store dir/name: every entry must be a regular file named
 // *.pem or *.crt with nothing but roots in it.
-func LoadStore(dir, name string) (*Store, error) {
+func loadStore(dir, name string) (*Store, error) {
 	if !validStoreName(name) {
 		return nil, fault.New(fault.PolicyInvalid, "trust store "+name, "is not named like a directory")
 	}
@@ -54,7 +51,7 @@ func LoadStore(dir, name string) (*Store, error) {
 		if !e.Type().IsRegular() || (ext != ".pem" && ext != ".crt") {
 			return nil, fault.New(fault.PolicyInvalid, file, "a trust store holds regular files named *.pem or *.crt only")
 		}
-		data, err := readFile(file, limits.PolicyBytes)
+		data, err := limits.ReadFile(file, limits.PolicyBytes)
 		if err != nil {
 			return nil, fault.Wrap(err, fault.PolicyInvalid, file, "cannot read the root certificate")
 		}
@@ -70,8 +67,8 @@ func LoadStore(dir, name string) (*Store, error) {
 // LoadStores reads every store that the policy names from dir.
 func LoadStores(dir string, p *Policy) (map[string]*Store, error) {
 	stores := map[string]*Store{}
-	for _, name := range p.Stores() {
-		s, err := LoadStore(dir, name)
+	for _, name := range p.stores() {
+		s, err := loadStore(dir, name)
 		if err != nil {
 			return nil, err
 		}
@@ -79,9 +76,6 @@ func LoadStores(dir string, p *Policy) (map[string]*Store, error) {
 	}
 	return stores, nil
 }
-
-// Roots are the store's certificates.
-func (s *Store) Roots() []*x509.Certificate { return append([]*x509.Certificate(nil), s.roots...) }
 
 func checkRoot(c *x509.Certificate) error {
 	switch {
@@ -97,28 +91,4 @@ func validStoreName(s string) bool {
 	return s != "" && len(s) <= 64 && s[0] != '.' && !strings.ContainsFunc(s, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
 	})
-}
-
-// readFile reads a regular file up to a limit.
-func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
-	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fault.New(fault.PolicyInvalid, path, "is over %d bytes", limit)
-	}
-	return data, nil
 }

@@ -88,7 +88,7 @@ func Open(cfg nodeconfig.Verify, clock func() time.Time) (*Verifier, error) {
 
 // LoadPolicy reads and parses a policy file.
 func LoadPolicy(path string) (*Policy, error) {
-	data, err := readFile(path, limits.PolicyBytes)
+	data, err := limits.ReadFile(path, limits.PolicyBytes)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the policy")
 	}
@@ -384,8 +384,8 @@ func (j *judge) revokedOne(c, issuer *x509.Certificate) (fresh bool, err error) 
 	if err != nil {
 		j.warn("an older revocation list is used: %v", err)
 	}
-	if e, ok := ix.Lookup(c.SerialNumber); ok {
-		return false, fault.New(fault.Revoked, certName(c), "was revoked at %s (%s)", e.At.Format(timeLayout), reasonName(e.Reason))
+	if e, ok := ix.lookup(c.SerialNumber); ok {
+		return false, fault.New(fault.Revoked, certName(c), "was revoked at %s (%s)", e.at.Format(timeLayout), reasonName(e.reason))
 	}
 	next := ix.NextUpdate()
 	switch {

@@ -8,7 +8,6 @@
 //
 //	mentat-host run [--document FILE]   run what the document describes
 //	mentat-host compile                 module on stdin, compiled code on descriptor 3
-//	mentat-host engine                  print the engine's id, for cache keys
 //	mentat-host version
 //
 // `run` exits with the agent's status or MentatLab's own (120 to 124, 128+n by

@@ -16,14 +16,12 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/version"
 )
-
-// version is set by the build.
-var version = "dev"
 
 func main() {
 	if len(os.Args) < 2 {
-		os.Exit(usage("which of run, compile, engine, version?"))
+		os.Exit(usage("which of run, compile, version?"))
 	}
 	args := os.Args[2:]
 	switch os.Args[1] {
@@ -31,12 +29,10 @@ func main() {
 		os.Exit(run(args))
 	case "compile":
 		os.Exit(finish(compile(args)))
-	case "engine":
-		fmt.Println(host.EngineID())
 	case "version", "--version":
-		fmt.Println("mentat-host", version, host.EngineID())
+		fmt.Println("mentat-host", version.Version, host.Engine)
 	default:
-		os.Exit(usage(fmt.Sprintf("unknown command %q, there are run, compile, engine and version", os.Args[1])))
+		os.Exit(usage(fmt.Sprintf("unknown command %q, there are run, compile and version", os.Args[1])))
 	}
 }
 

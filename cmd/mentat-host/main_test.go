@@ -360,7 +360,6 @@ func TestOtherCommands(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"engine"}, 0, "wasmtime-39."},
 		{[]string{"version"}, 0, "mentat-host dev wasmtime-39."},
 		{nil, fault.RowOf(fault.Usage).CLI, "which of"},
 		{[]string{"exec"}, fault.RowOf(fault.Usage).CLI, `unknown command "exec"`},

@@ -33,8 +33,6 @@ const (
 	refreshBudget = 3 * time.Second
 	// parallel bounds how many manifests of an index are fetched at a time.
 	parallel = 4
-	// indexDepth bounds indexes within indexes.
-	indexDepth = 3
 )
 
 // request is what containerd asks about.
@@ -139,9 +137,9 @@ func parseRequest(args []string, stdin io.Reader, log io.Writer) (request, error
 	if *mediaType != ocispec.MediaTypeDescriptor {
 		return request{}, fault.New(fault.Usage, *name, "standard input of type %q is not known", *mediaType)
 	}
-	data, err := io.ReadAll(io.LimitReader(stdin, descriptorBytes+1))
-	if err != nil || len(data) > descriptorBytes {
-		return request{}, fault.New(fault.Usage, *name, "the descriptor on standard input cannot be read or is over %d bytes", descriptorBytes)
+	data, err := limits.Read(stdin, descriptorBytes)
+	if err != nil {
+		return request{}, fault.Wrap(err, fault.Usage, *name, "cannot read the descriptor on standard input")
 	}
 	var desc ocispec.Descriptor
 	if err := json.Unmarshal(data, &desc); err != nil {
@@ -223,7 +221,7 @@ type collector struct {
 // that hold no image, such as a builder's provenance, are not ours to judge:
 // no runtime starts them.
 func (c *collector) collect(ctx context.Context, d digest.Digest) ([]*oci.Artifact, error) {
-	return c.follow(ctx, d, indexDepth)
+	return c.follow(ctx, d, limits.IndexDepth)
 }
 
 func (c *collector) follow(ctx context.Context, d digest.Digest, depth int) ([]*oci.Artifact, error) {
@@ -239,7 +237,7 @@ func (c *collector) follow(ctx context.Context, d digest.Digest, depth int) ([]*
 		return []*oci.Artifact{a}, nil
 	}
 	if depth == 0 {
-		return nil, fault.New(fault.ArtifactInvalid, c.ref, "holds indexes within indexes, over %d deep", indexDepth)
+		return nil, fault.New(fault.ArtifactInvalid, c.ref, "holds indexes within indexes, over %d deep", limits.IndexDepth)
 	}
 	index, err := oci.ParseIndex(raw)
 	if err != nil {

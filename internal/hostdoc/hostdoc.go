@@ -3,8 +3,7 @@ package hostdoc
 import (
 	"bytes"
 	"encoding/json"
-	"io"
-	"os"
+	"errors"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -126,12 +125,10 @@ type Exit struct {
 
 // Read reads a document strictly from a file.
 func Read(path string) (*Document, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, path, "cannot read the host document")
+	data, err := limits.ReadFile(path, limits.HostDocumentBytes)
+	if errors.Is(err, limits.ErrExceeded) {
+		return nil, fault.Wrap(err, fault.ResourceLimit, path, "cannot read the host document")
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limits.HostDocumentBytes+1))
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, path, "cannot read the host document")
 	}

@@ -19,8 +19,17 @@ const (
 	OCIManifestBytes = 4 * MiB
 	// ImageConfigBytes bounds an OCI image config.
 	ImageConfigBytes = 4 * MiB
+	// CAFileBytes bounds a PEM file of certificate authorities.
+	CAFileBytes = 1 * MiB
+	// HostsFileBytes bounds a registry's hosts.toml.
+	HostsFileBytes = 1 * MiB
+	// ArchiveMembers bounds the members of an image archive.
+	ArchiveMembers = 100_000
 	// IndexManifests bounds how many manifests of one index are judged.
 	IndexManifests = 32
+	// IndexDepth bounds indexes within indexes: an image of several platforms
+	// needs one, a layout's entry for it another.
+	IndexDepth = 3
 	// JSONDepth bounds nesting in signed JSON.
 	JSONDepth = 32
 	// ModuleBytes bounds a WASM module.
@@ -62,9 +71,6 @@ const (
 	ErrorMessageBytes = 8 * KiB
 	// DefaultGuestMemory is the guest's memory when nothing says otherwise.
 	DefaultGuestMemory = 256 * MiB
-	// MinGuestMemory is the least memory a container's limit may leave to the
-	// guest before the run is refused.
-	MinGuestMemory = 64 * KiB
 	// MinContainerMemory is the least container memory limit that can hold the
 	// host at all.
 	MinContainerMemory = 12 * MiB
@@ -72,6 +78,9 @@ const (
 	GuestStackBytes = 1 * MiB
 	// TableElements bounds the elements of one table.
 	TableElements = 1_000_000
+	// ShimInputBytes bounds what containerd sends to a shim that starts, and
+	// its runtime options.
+	ShimInputBytes = 10 * MiB
 	// HostDocumentBytes bounds the document the host is started with.
 	HostDocumentBytes = 4 * MiB
 )
@@ -92,8 +101,6 @@ const (
 	// StopGrace is how long an interrupted guest may take to get back to the host
 	// before it is left behind.
 	StopGrace = 250 * time.Millisecond
-	// DefaultDeadline bounds a run when nothing says otherwise; zero is none.
-	DefaultDeadline = 0 * time.Second
 )
 
 // HostHeadroom is the memory the host needs beside a guest of guestBytes:

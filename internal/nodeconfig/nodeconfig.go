@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -91,7 +90,7 @@ func Load(path string) (*Config, error) {
 	if path == "" {
 		path, optional = DefaultPath, true
 	}
-	f, err := os.Open(path)
+	data, err := limits.ReadFile(path, limits.PolicyBytes)
 	if optional && errors.Is(err, fs.ErrNotExist) {
 		c := defaults()
 		c.Dir = filepath.Dir(path)
@@ -99,14 +98,6 @@ func Load(path string) (*Config, error) {
 	}
 	if err != nil {
 		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the node configuration")
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limits.PolicyBytes+1))
-	if err != nil {
-		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the node configuration")
-	}
-	if len(data) > limits.PolicyBytes {
-		return nil, fault.New(fault.PolicyInvalid, path, "the node configuration is over %d bytes", limits.PolicyBytes)
 	}
 	return Parse(path, data)
 }

@@ -127,7 +127,7 @@ func TestMistakesAreRefusedWithTheirLine(t *testing.T) {
 		"a table twice":           {"[host]\nbinary = 'x'\n[host]\n", "malformed"},
 		"no TOML":                 {"verify {", "config.toml:1: "},
 		"bad UTF-8":               {"[host]\nbinary = '\xff'", "malformed"},
-		"oversized":               {strings.Repeat("#", limits.PolicyBytes+1), "over 1048576 bytes"},
+		"oversized":               {strings.Repeat("#", limits.PolicyBytes+1), "over the limit of 1048576 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, err := Load(write(t, filepath.Join(t.TempDir(), "config.toml"), c.text))

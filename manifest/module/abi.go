@@ -1,6 +1,9 @@
 package module
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // ValType is a value type as the binary format encodes it.
 type ValType byte
@@ -35,19 +38,7 @@ type FuncType struct {
 
 // Equal reports whether the two are one type.
 func (t FuncType) Equal(o FuncType) bool {
-	return sameTypes(t.Params, o.Params) && sameTypes(t.Results, o.Results)
-}
-
-func sameTypes(a, b []ValType) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
+	return slices.Equal(t.Params, o.Params) && slices.Equal(t.Results, o.Results)
 }
 
 // String gives the signature as "(i32, i32) -> (i32)".
@@ -80,12 +71,7 @@ type Function struct {
 
 // Accepts reports whether the function may be imported with type t.
 func (f *Function) Accepts(t FuncType) bool {
-	for _, own := range f.Types {
-		if own.Equal(t) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(f.Types, t.Equal)
 }
 
 // ABI is every function that the host provides: the `mentat` ABI 1.0, WASI

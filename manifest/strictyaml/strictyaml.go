@@ -21,10 +21,10 @@ import (
 )
 
 const (
-	// MaxBytes bounds a text.
-	MaxBytes = max(limits.ManifestYAMLBytes, limits.PolicyBytes)
-	// MaxDepth bounds nesting.
-	MaxDepth = limits.JSONDepth
+	// maxBytes bounds a text.
+	maxBytes = max(limits.ManifestYAMLBytes, limits.PolicyBytes)
+	// maxDepth bounds nesting.
+	maxDepth = limits.JSONDepth
 	// maxProblems bounds how many problems are reported, so that a text of
 	// rubbish does not answer with as much of it.
 	maxProblems = 50
@@ -37,16 +37,9 @@ type Unmarshaler interface {
 	UnmarshalYAMLNode(node *yaml.Node) error
 }
 
-// Decode decodes with errors of reason [fault.ManifestInvalid]; see
-// [Decoder.Decode].
-func Decode(file string, data []byte, out any) error {
-	_, err := Decoder{Reason: fault.ManifestInvalid}.Decode(file, data, out)
-	return err
-}
-
 // Decoder decodes texts of one kind.
 type Decoder struct {
-	// Reason is that of the errors; empty means [fault.ManifestInvalid].
+	// Reason is that of the errors.
 	Reason fault.Reason
 }
 
@@ -67,9 +60,6 @@ type Decoder struct {
 // beside the error, and out holds what could be read; a caller with rules of its
 // own can report everything at once.
 func (d Decoder) Decode(file string, data []byte, out any) (Lines, error) {
-	if d.Reason == "" {
-		d.Reason = fault.ManifestInvalid
-	}
 	s := &state{Decoder: d, file: file, lines: Lines{}}
 	root, err := s.parse(data)
 	if err != nil {
@@ -155,8 +145,8 @@ var parserError = regexp.MustCompile(`^did not find expected (<|node content$|ke
 var syntaxError = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?(.*)$`)
 
 func (s *state) parse(data []byte) (*yaml.Node, error) {
-	if len(data) > MaxBytes {
-		return nil, fault.New(s.Reason, s.file, "over %d bytes", MaxBytes)
+	if len(data) > maxBytes {
+		return nil, fault.New(s.Reason, s.file, "over %d bytes", maxBytes)
 	}
 	if line, what := unreadable(data); what != "" {
 		return nil, fault.New(s.Reason, Position(s.file, line), "%s", what)
@@ -223,8 +213,8 @@ func unreadable(data []byte) (line int, what string) {
 // shape refuses, everywhere in the document, what the decoder has no meaning
 // for, before any type is looked at.
 func (s *state) shape(n *yaml.Node, depth int) {
-	if depth > MaxDepth {
-		s.add(n.Line, "nested over %d levels", MaxDepth)
+	if depth > maxDepth {
+		s.add(n.Line, "nested over %d levels", maxDepth)
 		return
 	}
 	switch {

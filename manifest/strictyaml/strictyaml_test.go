@@ -38,6 +38,11 @@ type inner struct {
 
 type upper string
 
+func decode(file string, data []byte, out any) error {
+	_, err := Decoder{Reason: fault.ManifestInvalid}.Decode(file, data, out)
+	return err
+}
+
 func (u *upper) UnmarshalText(text []byte) error {
 	if strings.ToUpper(string(text)) != string(text) {
 		return fault.New(fault.Usage, "", "must be upper case")
@@ -67,7 +72,7 @@ func (p *pair) UnmarshalYAMLNode(n *yaml.Node) error {
 
 func TestDecodeFillsEveryKind(t *testing.T) {
 	var got document
-	err := Decode("f", []byte(`
+	err := decode("f", []byte(`
 name: a
 mode: deny
 note: ""
@@ -175,7 +180,7 @@ func TestDecodeNamesLineAndRemedy(t *testing.T) {
 		"x: 1\nname: 2\non: 3":           {"f:1: unknown key", "f:2: name:", "f:3: on is"},
 	} {
 		got := document{}
-		err := Decode("f", []byte(text), &got)
+		err := decode("f", []byte(text), &got)
 		if err == nil {
 			t.Errorf("%q: accepted as %+v", text, got)
 			continue
@@ -197,7 +202,7 @@ func TestDecodeNamesLineAndRemedy(t *testing.T) {
 }
 
 func TestDecoderHasAReason(t *testing.T) {
-	for _, text := range []string{"", "x: 1", "name: 'a", "- a", strings.Repeat(" ", MaxBytes+1), "\xff", "name: a\n--- a"} {
+	for _, text := range []string{"", "x: 1", "name: 'a", "- a", strings.Repeat(" ", maxBytes+1), "\xff", "name: a\n--- a"} {
 		_, err := Decoder{Reason: fault.PolicyInvalid}.Decode("f", []byte(text), new(document))
 		if fault.ReasonOf(err) != fault.PolicyInvalid {
 			t.Errorf("%.20q: %v", text, err)
@@ -210,12 +215,12 @@ func TestDecodeIsBounded(t *testing.T) {
 	for text, want := range map[string]string{
 		"inner: " + nested:                          "nested over 32 levels",
 		strings.Repeat("[", 9000):                   "not YAML",
-		"name: " + strings.Repeat("a", MaxBytes):    "over 1048576 bytes",
+		"name: " + strings.Repeat("a", maxBytes):    "over 1048576 bytes",
 		"list: [" + strings.Repeat("1, ", 1000):     "not YAML",
 		"list: [" + strings.Repeat("1, ", 99) + "]": "49 more problems",
 		"? " + strings.Repeat("k", 5000) + "\n: 1":  "unknown key",
 	} {
-		err := Decode("f", []byte(text), new(document))
+		err := decode("f", []byte(text), new(document))
 		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 1<<14 {
 			t.Errorf("%.20q: %.200v", text, err)
 		}
@@ -254,7 +259,7 @@ func FuzzStrictYAML(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		var got document
-		err := Decode("f", text, &got)
+		err := decode("f", text, &got)
 		if err != nil {
 			if fault.ReasonOf(err) != fault.ManifestInvalid {
 				t.Fatalf("reason %s", fault.ReasonOf(err))

@@ -22,6 +22,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // Options say how registries are reached. The zero value uses the system's
@@ -87,7 +88,6 @@ const (
 	defaultUserAgent = "mentat"
 	defaultStall     = time.Minute
 	dialTimeout      = 10 * time.Second
-	maxCAFile        = 1 << 20
 )
 
 // New makes a client. It reads CAFile, nothing else. Errors: NotFound or Usage
@@ -111,14 +111,10 @@ func New(opts Options) (*Client, error) {
 
 // withCA adds a file's certificates to a pool; nil is the system's.
 func withCA(pool *x509.CertPool, file string) (*x509.CertPool, error) {
-	fi, err := os.Stat(file)
+	data, err := limits.ReadFile(file, limits.CAFileBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, file, "no such file of certificate authorities")
 	}
-	if err == nil && (!fi.Mode().IsRegular() || fi.Size() > maxCAFile) {
-		return nil, fault.New(fault.Usage, file, "is not a file of certificate authorities")
-	}
-	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Usage, file, "cannot read the certificate authorities")
 	}
@@ -324,7 +320,7 @@ func speaksTLS(ctx context.Context, dialer *net.Dialer, host string, config *tls
 func (ep *endpoint) repository(ref registry.Reference) *orasremote.Repository {
 	ref.Registry = ep.server
 	// The library cuts what is longer off; one byte more lets us see it.
-	return &orasremote.Repository{Client: ep.client, Reference: ref, PlainHTTP: ep.plain, MaxMetadataBytes: maxDocument + 1}
+	return &orasremote.Repository{Client: ep.client, Reference: ref, PlainHTTP: ep.plain, MaxMetadataBytes: limits.OCIManifestBytes + 1}
 }
 
 // checkRedirect keeps a redirect from leaving TLS: only where plain HTTP was

@@ -20,6 +20,7 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // capability is what an endpoint may be used for.
@@ -66,10 +67,7 @@ type hostsFile struct {
 	Host map[string]hostTable `toml:"host"`
 }
 
-const (
-	hostsName    = "hosts.toml"
-	maxHostsFile = 1 << 20
-)
+const hostsName = "hosts.toml"
 
 // loadHosts reads what a containerd host directory says about a registry; nil
 // when it says nothing. containerd falls back to other files when hosts.toml
@@ -85,7 +83,7 @@ func loadHosts(root, host string) ([]hostConfig, error) {
 			return nil, fault.New(fault.Unavailable, dir, "cannot read the registry's host directory")
 		}
 		file := filepath.Join(dir, hostsName)
-		data, err := os.ReadFile(file)
+		data, err := limits.ReadFile(file, limits.HostsFileBytes)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(data) == 0 {
 			return certFiles(dir)
 		}
@@ -115,9 +113,6 @@ func hostDirs(root, host string) []string {
 func parseHosts(file string, data []byte) ([]hostConfig, error) {
 	bad := func(err error) error {
 		return fault.Wrap(err, fault.Unavailable, file, "the registry host file is malformed")
-	}
-	if len(data) > maxHostsFile {
-		return nil, bad(fmt.Errorf("over %d bytes", maxHostsFile))
 	}
 	var f hostsFile
 	dec := toml.NewDecoder(bytes.NewReader(data))

@@ -139,10 +139,10 @@ func TestAnIndexIsCopiedWithAllItsManifests(t *testing.T) {
 	if err := src.Add(t.Context(), idx); err != nil {
 		t.Fatal(err)
 	}
-	if err := src.Prune(t.Context(), idx); err != nil {
+	ref := start(t, newRegistry()) + "/agents/test:1.0.0"
+	if err := src.Tag(t.Context(), idx, ref); err != nil {
 		t.Fatal(err)
 	}
-	ref := start(t, newRegistry()) + "/agents/test:1.0.0"
 	c := client(t, Options{})
 	if _, err := c.Push(t.Context(), src, ref); err != nil {
 		t.Fatal(err)

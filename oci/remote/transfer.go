@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 
 	"github.com/opencontainers/go-digest"
@@ -19,8 +20,6 @@ import (
 const (
 	// transfers is how many blobs move at once.
 	transfers = 3
-	// maxDocument bounds a manifest or index.
-	maxDocument = limits.OCIManifestBytes
 	// progressStep is how many bytes pass between two progress events.
 	progressStep = 256 << 10
 )
@@ -62,7 +61,10 @@ func (c *Client) fetchDocument(ctx context.Context, ref registry.Reference) (raw
 			return err
 		}
 		defer rc.Close()
-		raw, err = io.ReadAll(io.LimitReader(rc, maxDocument+1))
+		raw, err = limits.Read(rc, limits.OCIManifestBytes)
+		if errors.Is(err, limits.ErrExceeded) {
+			return fault.Wrap(err, fault.ArtifactInvalid, string(told.Digest), "the manifest is refused")
+		}
 		if err != nil {
 			return err
 		}
@@ -80,9 +82,6 @@ func (c *Client) fetchDocument(ctx context.Context, ref registry.Reference) (raw
 func judge(raw []byte, told ocispec.Descriptor, ref registry.Reference) (ocispec.Descriptor, error) {
 	var none ocispec.Descriptor
 	on := string(told.Digest)
-	if len(raw) > maxDocument {
-		return none, fault.New(fault.ArtifactInvalid, on, "the manifest is over the limit of %d bytes", maxDocument)
-	}
 	if !oci.IsManifest(told.MediaType) && !oci.IsIndex(told.MediaType) {
 		return none, fault.New(fault.Unavailable, on, "the answer is of type %q, which is not a manifest's", told.MediaType)
 	}

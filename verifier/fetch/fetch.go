@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -145,12 +144,12 @@ func (r refresher) get(ctx context.Context, url string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fault.New(fault.Unavailable, url, "cannot fetch the revocation list: the server says %s", resp.Status)
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, limits.CRLBytes+1))
+	data, err := limits.Read(resp.Body, limits.CRLBytes)
+	if errors.Is(err, limits.ErrExceeded) {
+		return nil, fault.Wrap(err, fault.RevocationUnknown, url, "the revocation list cannot be used")
+	}
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Unavailable, url, "the revocation list breaks off")
-	}
-	if len(data) > limits.CRLBytes {
-		return nil, fault.New(fault.RevocationUnknown, url, "the revocation list is over %d bytes", limits.CRLBytes)
 	}
 	return data, nil
 }

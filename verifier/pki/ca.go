@@ -339,7 +339,7 @@ func (ca *CA) Agent() *x509.Certificate { return ca.agent }
 
 // Warnings are what its owner should know, one line each.
 func (ca *CA) Warnings() []string {
-	data, err := os.ReadFile(ca.path(RootKey))
+	data, err := ca.read(RootKey, limits.CertificatePEMBytes)
 	if err != nil {
 		return nil
 	}
@@ -484,15 +484,13 @@ func (ca *CA) path(name string) string { return filepath.Join(ca.dir, filepath.F
 
 func (ca *CA) read(name string, limit int64) ([]byte, error) {
 	path := ca.path(name)
-	info, err := os.Stat(path)
-	if err == nil && info.Size() > limit {
-		return nil, fault.New(fault.ResourceLimit, path, "is over %d bytes", limit)
-	}
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	data, err := limits.ReadFile(path, limit)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fault.New(fault.NotFound, path, "is not there; is this a CA directory?").WithHint("make one with mentatctl pki init")
-	}
-	if err != nil {
+	case errors.Is(err, limits.ErrExceeded):
+		return nil, fault.Wrap(err, fault.ResourceLimit, path, "cannot be read")
+	case err != nil:
 		return nil, fault.Wrap(err, fault.AccessDenied, path, "cannot be read")
 	}
 	return data, nil

@@ -6,10 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"math/big"
-	"os"
 	"strings"
 	"time"
 
@@ -303,12 +300,12 @@ func (ca *CA) lastNumber(a authority, events []event) (*big.Int, error) {
 			last.Set(e.Number)
 		}
 	}
-	data, err := os.ReadFile(ca.path(a.file))
-	if errors.Is(err, fs.ErrNotExist) {
+	data, err := ca.read(a.file, limits.CRLBytes)
+	if fault.ReasonOf(err) == fault.NotFound {
 		return last, nil
 	}
 	if err != nil {
-		return nil, fault.Wrap(err, fault.AccessDenied, ca.path(a.file), "cannot be read")
+		return nil, err
 	}
 	list, err := x509.ParseRevocationList(data)
 	if err != nil {

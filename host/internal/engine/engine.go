@@ -21,11 +21,6 @@ import (
 // Version is libwasmtime's.
 const Version = C.MT_WASMTIME_VERSION
 
-// Config describes the settings that [New] makes, for cache keys: whoever
-// changes one of them changes this text.
-const Config = "cranelift,speed,epoch,signals,no-unwind,reserve=4096M,guard=32M,fixed,no-cow;" +
-	"multi-value,bulk,reftypes,simd,tail-call"
-
 // Engine holds the configuration; one serves a whole process.
 type Engine struct{ p *C.wasm_engine_t }
 

@@ -20,9 +20,6 @@ import (
 	"github.com/mentatlab/mentat/oci"
 )
 
-// ManifestName is the manifest's file name in an agent's directory.
-const ManifestName = "manifest.yaml"
-
 // stateDir holds what mentatctl makes.
 const stateDir = ".mentat"
 
@@ -45,10 +42,10 @@ func Open(path string) (*Dir, error) {
 		}
 		return nil, fault.Wrap(err, fault.Internal, path, "cannot read the agent")
 	}
-	d := &Dir{Path: path, file: filepath.Join(path, ManifestName)}
+	d := &Dir{Path: path, file: filepath.Join(path, manifest.FileName)}
 	if !info.IsDir() {
 		if ext := filepath.Ext(path); ext != ".yaml" && ext != ".yml" {
-			return nil, fault.New(fault.Usage, path, "is neither an agent's directory, nor its %s, nor an OCI layout", ManifestName)
+			return nil, fault.New(fault.Usage, path, "is neither an agent's directory, nor its %s, nor an OCI layout", manifest.FileName)
 		}
 		d.Path, d.file = filepath.Dir(path), path
 	}
@@ -157,11 +154,7 @@ func (d *Dir) Pack(ctx context.Context, built Built, container *oci.ContainerIma
 	if err != nil {
 		return nil, err
 	}
-	raw, err := oci.ReadBlob(ctx, layout, desc, limits.OCIManifestBytes)
-	if err != nil {
-		return nil, err
-	}
-	artifact, err := oci.Read(ctx, layout, raw)
+	artifact, err := readArtifact(ctx, layout, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -214,15 +207,19 @@ func (d *Dir) Layout(ctx context.Context) (*oci.Layout, ocispec.Descriptor, *oci
 	if err != nil {
 		return fail(err)
 	}
-	raw, err := oci.ReadBlob(ctx, layout, desc, limits.OCIManifestBytes)
-	if err != nil {
-		return fail(err)
-	}
-	artifact, err := oci.Read(ctx, layout, raw)
+	artifact, err := readArtifact(ctx, layout, desc)
 	if err != nil {
 		return fail(err)
 	}
 	return layout, desc, artifact, nil
+}
+
+func readArtifact(ctx context.Context, layout *oci.Layout, desc ocispec.Descriptor) (*oci.Artifact, error) {
+	raw, err := oci.ReadBlob(ctx, layout, desc, limits.OCIManifestBytes)
+	if err != nil {
+		return nil, err
+	}
+	return oci.Read(ctx, layout, raw)
 }
 
 // Drift says why the packed artifact is not what the directory says now, one
@@ -241,7 +238,7 @@ func (d *Dir) Drift(artifact *oci.Artifact) ([]string, error) {
 		return nil, err
 	}
 	if !bytes.Equal(now, packed) {
-		drift = append(drift, "manifest.yaml changed")
+		drift = append(drift, manifest.FileName+" changed")
 	}
 	if path := d.ModulePath(); path != "" && artifact.Module != nil {
 		data, err := readFile(path, limits.ModuleBytes, "module")
@@ -301,7 +298,7 @@ func (d *Dir) ContainerReference() string {
 	switch {
 	case d.Manifest.Container != "":
 		return d.Manifest.Container
-	case d.Manifest.Runtime != "wasm":
+	case !d.Manifest.WASMAgent():
 		return d.Manifest.Image
 	}
 	return ""

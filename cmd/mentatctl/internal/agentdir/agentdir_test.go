@@ -9,6 +9,7 @@ import (
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/toolchain"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/manifest"
 )
 
 const text = "id: example.a\nversion: 1.0.0\nruntime: wasm\nmodule: agent.wasm\n"
@@ -16,7 +17,7 @@ const text = "id: example.a\nversion: 1.0.0\nruntime: wasm\nmodule: agent.wasm\n
 func agent(t *testing.T, files map[string]string) *Dir {
 	t.Helper()
 	dir := t.TempDir()
-	files[ManifestName] = text
+	files[manifest.FileName] = text
 	for name, content := range files {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

@@ -2,12 +2,12 @@ package agentdir
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 
 	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // WriteFile replaces a file, or makes it, in one step: a reader sees the old
@@ -21,27 +21,14 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 
 // readFile reads at most limit bytes of a regular file.
 func readFile(path string, limit int64, what string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fault.New(fault.NotFound, path, "there is no such %s", what)
-		}
-		return nil, fault.Wrap(err, fault.Internal, path, "cannot read the %s", what)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, path, "cannot read the %s", what)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fault.New(fault.Usage, path, "not a regular file, a %s is one", what)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, path, "cannot read the %s", what)
-	}
-	if int64(len(data)) > limit {
-		return nil, fault.New(fault.ResourceLimit, path, "the %s is over %d bytes", what, limit)
+	data, err := limits.ReadFile(path, limit)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.New(fault.NotFound, path, "there is no such %s", what)
+	case errors.Is(err, limits.ErrExceeded):
+		return nil, fault.Wrap(err, fault.ResourceLimit, path, "cannot read the %s", what)
+	case err != nil:
+		return nil, fault.Wrap(err, fault.Usage, path, "cannot read the %s", what)
 	}
 	return data, nil
 }

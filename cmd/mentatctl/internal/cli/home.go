@@ -11,6 +11,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // Environment variables that replace the places of a person's own files.
@@ -53,7 +54,7 @@ func caDir(flag string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "config.toml")
-	data, err := os.ReadFile(path)
+	data, err := limits.ReadFile(path, limits.PolicyBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return filepath.Join(dir, "ca"), nil
 	}

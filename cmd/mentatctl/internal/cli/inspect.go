@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -80,15 +81,9 @@ type signatureInfo struct {
 }
 
 type grantInfo struct {
-	Trust     verifier.TrustLevel `json:"trust"`
-	Granted   []string            `json:"granted"`
-	Decisions []decisionInfo      `json:"decisions"`
-}
-
-type decisionInfo struct {
-	Capability string `json:"capability"`
-	Allowed    bool   `json:"allowed"`
-	Rule       string `json:"rule"`
+	Trust     verifier.TrustLevel   `json:"trust"`
+	Granted   []string              `json:"granted"`
+	Decisions []capability.Decision `json:"decisions"`
 }
 
 func (r *inspectResult) Text(w *display.Writer) {
@@ -107,7 +102,7 @@ func (r *inspectResult) Text(w *display.Writer) {
 		if m := im.Module; m != nil {
 			w.Field("module", "%s, entry %s, %s", display.Size(m.Size), m.Entry, memoryText(m))
 			w.Field("imports", "%s", importsText(m.Imports))
-			for _, name := range sortedKeys(m.Globals) {
+			for _, name := range slices.Sorted(maps.Keys(m.Globals)) {
 				w.Field("global", "%s = %d", name, m.Globals[name])
 			}
 		}
@@ -153,7 +148,7 @@ func (g *grantInfo) text(w *display.Writer) {
 		switch {
 		case d.Allowed:
 			w.Field(name, "granted  %s", d.Capability)
-		case d.Rule == "trust":
+		case d.Rule == capability.RuleTrust:
 			w.Field(name, "denied   %s: an untrusted agent is granted nothing", d.Capability)
 		default:
 			w.Field(name, "denied   %s: by the %s", d.Capability, d.Rule)
@@ -222,15 +217,6 @@ func importsText(imports []string) string {
 		return "none"
 	}
 	return strings.Join(parts, ", ")
-}
-
-func sortedKeys(m map[string]int64) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 func (a *app) inspectCmd() *cobra.Command {
@@ -368,14 +354,12 @@ func grantOf(agent *manifest.Manifest, vd *verifier.Verdict, j *judgement) *gran
 		policy = j.Policy().Grants(vd.Trust)
 	}
 	grant := capability.Effective(capability.Request{Manifest: agent, Trust: string(vd.Trust), Policy: policy})
-	g := &grantInfo{Trust: vd.Trust, Granted: grant.Capabilities, Decisions: []decisionInfo{}}
-	if g.Granted == nil {
-		g.Granted = []string{}
+	// Not null in JSON, where nothing is granted or was asked for.
+	return &grantInfo{
+		Trust:     vd.Trust,
+		Granted:   append([]string{}, grant.Capabilities...),
+		Decisions: append([]capability.Decision{}, grant.Decisions...),
 	}
-	for _, d := range grant.Decisions {
-		g.Decisions = append(g.Decisions, decisionInfo{d.Capability, d.Allowed, d.Rule})
-	}
-	return g
 }
 
 type auditResult struct {

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"io/fs"
 	"math/big"
@@ -14,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
-	"github.com/mentatlab/mentat/cmd/mentatctl/internal/keyfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/pki"
@@ -108,6 +106,7 @@ once the agent CA exists: it is needed again only to renew the root's list.`,
 			if err != nil {
 				return err
 			}
+			// Init refuses it too, but only after a passphrase was asked for.
 			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 				return fault.New(fault.Exists, dir, "is not empty").WithHint("a certificate authority is never overwritten: choose another directory with --ca")
 			}
@@ -187,6 +186,7 @@ The key is encrypted when there is a passphrase.`,
 			if err != nil {
 				return err
 			}
+			// Before a passphrase is asked for.
 			for _, path := range []string{r.CertFile, r.KeyFile} {
 				if _, err := os.Lstat(path); err == nil {
 					return fault.New(fault.Exists, path, "is there already and is not overwritten")
@@ -280,11 +280,7 @@ func serialOf(arg string) (*big.Int, error) {
 		}
 		return serial, nil
 	}
-	data, err := keyfile.Read(arg, "certificate")
-	if err != nil {
-		return nil, err
-	}
-	chain, err := verifier.ParseChain(arg, data)
+	chain, err := readChain(arg, "certificate")
 	if err != nil {
 		return nil, err
 	}
@@ -348,11 +344,15 @@ whether their signers are revoked.`,
 			}
 			r := &crlResult{Header: display.Head("pki-crl")}
 			for _, name := range []string{pki.RootCRL, pki.AgentCRL} {
-				l, err := readCRL(filepath.Join(ca.Dir(), filepath.FromSlash(name)))
+				path := filepath.Join(ca.Dir(), filepath.FromSlash(name))
+				list, err := readCRL(path)
 				if err != nil {
 					return err
 				}
-				r.Lists = append(r.Lists, *l)
+				r.Lists = append(r.Lists, crlInfo{
+					Issuer: list.Issuer.String(), File: path, Number: list.Number.String(),
+					ThisUpdate: list.ThisUpdate.UTC(), NextUpdate: list.NextUpdate.UTC(), Revoked: len(list.RevokedCertificateEntries),
+				})
 			}
 			return a.printer().Result(r)
 		},
@@ -363,24 +363,6 @@ whether their signers are revoked.`,
 	cmd.Flags().BoolVar(&show, "show", false, "write nothing, show the lists")
 	a.outputs(cmd)
 	return cmd
-}
-
-func readCRL(path string) (*crlInfo, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.NotFound, path, "cannot read the revocation list")
-	}
-	if block, _ := pem.Decode(data); block != nil {
-		data = block.Bytes
-	}
-	list, err := x509.ParseRevocationList(data)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, path, "the revocation list is malformed")
-	}
-	return &crlInfo{
-		Issuer: list.Issuer.String(), File: path, Number: list.Number.String(),
-		ThisUpdate: list.ThisUpdate.UTC(), NextUpdate: list.NextUpdate.UTC(), Revoked: len(list.RevokedCertificateEntries),
-	}, nil
 }
 
 type listResult struct {

@@ -184,7 +184,7 @@ func (a *app) openRemote(ctx context.Context, name string, f *remoteFlags, p *di
 }
 
 func (a *app) openLocal(ctx context.Context, name string) (*target, error) {
-	if _, err := os.Stat(filepath.Join(name, ocispec.ImageLayoutFile)); err == nil {
+	if isLayout(name) {
 		layout, err := oci.OpenLayout(name)
 		if err != nil {
 			return nil, err

@@ -215,10 +215,11 @@ func (a *app) runnable(ctx context.Context, name string, o *runOptions, p *displ
 // policy could judge: its signature is checked if it has one, and it gets no
 // more than an unsigned agent.
 func (a *app) judged(ctx context.Context, t *target, artifact *oci.Artifact, flags *trustFlags) (*runnable, error) {
-	j, err := a.localVerifier()
-	if t.reference != "" {
-		j, err = a.verifier(ctx, flags)
+	verifierFor := a.verifier
+	if t.reference == "" {
+		verifierFor = a.localVerifier
 	}
+	j, err := verifierFor(ctx, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -277,13 +278,14 @@ func cachedModule(ctx context.Context, from oci.Fetcher, desc ocispec.Descriptor
 	return oci.ReadBlob(ctx, cache, desc, limits.ModuleBytes)
 }
 
-func (a *app) localVerifier() (*judgement, error) {
+// localVerifier trusts nobody, whatever the policy says.
+func (a *app) localVerifier(context.Context, *trustFlags) (*judgement, error) {
 	v, err := verifier.New(verifier.Config{Clock: a.now})
 	return &judgement{v, ""}, err
 }
 
 func isLayout(name string) bool {
-	_, err := os.Stat(filepath.Join(name, "oci-layout"))
+	_, err := os.Stat(filepath.Join(name, ocispec.ImageLayoutFile))
 	return err == nil
 }
 
@@ -361,7 +363,7 @@ func (a *app) document(r *runnable, path string, args []string, o *runOptions, g
 	})
 	doc := &hostdoc.Document{
 		Agent:        hostdoc.Agent{ID: r.name, Reference: r.ref, Module: digest.FromBytes(r.data).String(), Manifest: r.artifact.String(), Trust: string(r.verdict.Trust)},
-		Instance:     "run-" + time.Now().UTC().Format("20060102T150405.000"),
+		Instance:     "run-" + a.now().UTC().Format("20060102T150405.000"),
 		Entry:        r.entry,
 		Module:       path,
 		Args:         append([]string{r.name}, args...),

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // maxSecret bounds a password or passphrase.
@@ -93,14 +93,12 @@ func (a *app) ask(ctx context.Context, prompt string) ([]byte, error) {
 
 // readSecret reads a secret from stdin; a line break at its end is not part of it.
 func (a *app) readSecret(what string) (string, error) {
-	data, err := io.ReadAll(io.LimitReader(a.stdin, maxSecret+1))
+	data, err := limits.Read(a.stdin, maxSecret)
 	if err != nil {
 		return "", fault.Wrap(err, fault.Usage, "stdin", "cannot read the %s", what)
 	}
 	secret := strings.TrimRight(string(data), "\r\n")
 	switch {
-	case len(data) > maxSecret:
-		return "", fault.New(fault.Usage, "stdin", "the %s is over %d bytes", what, maxSecret)
 	case secret == "":
 		return "", fault.New(fault.Usage, "stdin", "holds no %s", what)
 	case strings.ContainsAny(secret, "\r\n"):

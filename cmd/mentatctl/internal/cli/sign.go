@@ -175,12 +175,8 @@ func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []
 		return nil, nil, fault.New(fault.Usage, name, "there is no certificate beside the key").WithHint("name it with --cert")
 	}
 	if certName != name {
-		text, err := keyfile.Read(certName, "signing certificate")
-		if err != nil {
+		if chain, err = readChain(certName, "signing certificate"); err != nil {
 			return nil, nil, withHint(err, fault.NotFound, "mentatctl pki request-cert makes one")
-		}
-		if chain, err = verifier.ParseChain(certName, text); err != nil {
-			return nil, nil, err
 		}
 	}
 	return key, chain, keyfile.Match(certName, key, chain)

@@ -13,11 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/keyfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/pki"
 )
 
 // trustFlags say what an artifact is judged by: a node's configuration, a
@@ -110,7 +112,7 @@ func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verif
 		// The verdict says what it means that a list is not there or too old.
 		a.printer().Note("warning: revocation lists were not refreshed: %v", err)
 	}
-	return verifier.Open(cfg, a.now)
+	return v, nil // it reads the lists when it judges
 }
 
 // writable tells whether files can be made in a directory.
@@ -143,13 +145,13 @@ const storeName = "command-line"
 func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 	roots, crls, by := f.roots, f.crls, "roots "+strings.Join(f.roots, ", ")
 	if f.ca != "" {
-		roots = append(roots, filepath.Join(f.ca, "root.crt"))
-		crls = append(crls, filepath.Join(f.ca, "crl", "root.crl"), filepath.Join(f.ca, "crl", "agent.crl"))
+		roots = append(roots, filepath.Join(f.ca, pki.RootCert))
+		crls = append(crls, filepath.Join(f.ca, filepath.FromSlash(pki.RootCRL)), filepath.Join(f.ca, filepath.FromSlash(pki.AgentCRL)))
 		by = "certificate authority " + f.ca
 	}
 	var trusted []*x509.Certificate
 	for _, path := range roots {
-		certs, err := readCertificates(path)
+		certs, err := readChain(path, "root certificate")
 		if err != nil {
 			return nil, err
 		}
@@ -189,10 +191,11 @@ outside: {ordinary_images: deny}
 `, storeName, strings.Join(who, ", "))
 }
 
-func readCertificates(path string) ([]*x509.Certificate, error) {
-	data, err := os.ReadFile(path)
+// readChain reads the certificates in a PEM file; what says which they should be.
+func readChain(path, what string) ([]*x509.Certificate, error) {
+	data, err := keyfile.Read(path, what)
 	if err != nil {
-		return nil, fault.Wrap(err, fault.PolicyInvalid, path, "cannot read the certificates")
+		return nil, err
 	}
 	return verifier.ParseChain(path, data)
 }
@@ -208,11 +211,11 @@ type crlFiles struct {
 func (c *crlFiles) Index(issuer *x509.Certificate) (*verifier.CRLIndex, error) {
 	var all verifier.Indexes
 	for _, path := range c.paths {
-		mine, err := issuedBy(path, issuer)
+		list, err := readCRL(path)
 		if err != nil {
 			return nil, err
 		}
-		if !mine {
+		if !bytes.Equal(list.RawIssuer, issuer.RawSubject) {
 			continue
 		}
 		ix, err := verifier.CompileFile(path, issuer, c.app.now())
@@ -224,23 +227,20 @@ func (c *crlFiles) Index(issuer *x509.Certificate) (*verifier.CRLIndex, error) {
 	return all.Index(issuer)
 }
 
-func issuedBy(path string, issuer *x509.Certificate) (bool, error) {
-	info, err := os.Stat(path)
-	if err == nil && info.Size() > limits.CRLBytes {
-		return false, fault.New(fault.RevocationUnknown, path, "the revocation list is over %d bytes", limits.CRLBytes)
-	}
-	data, err := os.ReadFile(path)
+// readCRL reads a revocation list, which it does not judge.
+func readCRL(path string) (*x509.RevocationList, error) {
+	data, err := limits.ReadFile(path, limits.CRLBytes)
 	if err != nil {
-		return false, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation list")
+		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation list")
 	}
 	if block, _ := pem.Decode(data); block != nil {
 		data = block.Bytes
 	}
 	list, err := x509.ParseRevocationList(data)
 	if err != nil {
-		return false, fault.Wrap(err, fault.RevocationUnknown, path, "not a revocation list")
+		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "not a revocation list")
 	}
-	return bytes.Equal(list.RawIssuer, issuer.RawSubject), nil
+	return list, nil
 }
 
 // verdictText shows a verdict for people.

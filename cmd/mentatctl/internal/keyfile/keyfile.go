@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"runtime"
@@ -19,7 +18,7 @@ import (
 // maxBytes bounds a key file with its certificates.
 const maxBytes = (limits.ChainCertificates + 2) * limits.CertificatePEMBytes
 
-// Read reads a PEM file.
+// Read reads a PEM file. A pipe will do: `--key <(pass show signing)`.
 func Read(path, what string) ([]byte, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -29,12 +28,9 @@ func Read(path, what string) ([]byte, error) {
 		return nil, fault.Wrap(err, fault.Usage, path, "cannot read the %s", what)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	data, err := limits.Read(f, maxBytes)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Usage, path, "cannot read the %s", what)
-	}
-	if len(data) > maxBytes {
-		return nil, fault.New(fault.Usage, path, "too large for a %s", what)
 	}
 	return data, nil
 }

@@ -16,7 +16,11 @@ func TestANewAgentHasAValidManifest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := manifest.Load(filepath.Join(dir, manifest.FileName))
+		text, err := os.ReadFile(filepath.Join(dir, manifest.FileName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := manifest.Parse(manifest.FileName, text)
 		if err != nil {
 			t.Fatal(err)
 		}
