@@ -56,7 +56,7 @@ demo: build tools ## [root] the main job on real parts, as a transcript (minutes
 build: deps ## our programs, into bin/
 	@[ -e bin/mentat-host ] || echo "building MentatLab (the first time this fetches and compiles its libraries)"
 	@CGO_ENABLED=0 $(GOBUILD) -ldflags '$(STAMP)' -o bin/ $(PROGRAMS:%=./cmd/%)
-	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -X main.version=$(VERSION) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/mentat-host ./cmd/mentat-host
+	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/mentat-host ./cmd/mentat-host
 
 .PHONY: tools
 tools: $(TOOLS:%=bin/tools/%) bin/tools/runc ## containerd, ctr, runc and registry, pinned, into bin/tools/
@@ -83,7 +83,8 @@ deps: ## [root, if something is missing] what Debian 12 lacks to build; says so 
 ##@ Check
 
 .PHONY: test
-test: check cross build tools bin/tools/containerd-old ## [root] everything: checks, unit tests, races, every module, integration
+test: check cross build tools bin/tools/containerd-old ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
 		-- -race $(RACE) \

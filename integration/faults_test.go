@@ -383,12 +383,13 @@ func (w *world) exits() func(id string) int {
 			}
 			var e struct {
 				ContainerID string `json:"container_id"`
+				ID          string `json:"id"` // of a process in it, the container's own for the first
 				ExitStatus  int    `json:"exit_status"`
 			}
 			if err := json.Unmarshal([]byte(data), &e); err != nil {
 				w.t.Fatalf("%s: %v", line, err)
 			}
-			if e.ContainerID == id {
+			if e.ContainerID == id && e.ID == id {
 				return e.ExitStatus
 			}
 		}
