@@ -465,6 +465,57 @@ sandbox:
 	}
 }
 
+func TestProcessorAndFilesFollowTheTighterSide(t *testing.T) {
+	given := func(quota int64, period uint64) *specs.LinuxResources {
+		return &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}}
+	}
+	for _, tc := range []struct {
+		name, manifest string
+		container      *specs.LinuxResources
+		quota          int64 // 0 for none
+		period         uint64
+		files          uint64 // 0 for a refusal
+	}{
+		{"nothing said", "", nil, 0, 0, 256},
+		{"the manifest", "cpu_quota: 500ms/s, file_descriptors: 100", nil, 50_000, 100_000, 100},
+		{"a looser container", "cpu_quota: 500ms/s", given(200_000, 100_000), 50_000, 100_000, 256},
+		{"a tighter container", "cpu_quota: 1000ms/s", given(1000, 10_000), 1000, 10_000, 256},
+		{"a container without a quota", "cpu_quota: 2000ms/s", given(-1, 100_000), 200_000, 100_000, 256},
+		{"more files than the host's", "file_descriptors: 100000", nil, 0, 0, 256},
+		{"too few files", "file_descriptors: 8", nil, 0, 0, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			extra := ""
+			if tc.manifest != "" {
+				extra = "\nsandbox:\n  resources: {" + tc.manifest + "}\n"
+			}
+			w := developer(t)
+			w.create(ref, w.agent(extra))
+			spec := plain()
+			spec.Linux.Resources = tc.container
+			w.write(spec)
+			if tc.files == 0 {
+				w.refused(fault.ResourceLimit)
+				return
+			}
+			w.runs(true)
+			got := w.spec()
+			if l := got.Process.Rlimits[0]; l.Type != "RLIMIT_NOFILE" || l.Hard != tc.files || l.Soft != tc.files {
+				t.Errorf("files %+v, want %d", l, tc.files)
+			}
+			cpu := got.Linux.Resources.CPU
+			switch {
+			case tc.quota == 0:
+				if cpu != nil && cpu.Quota != nil {
+					t.Errorf("a quota of %d", *cpu.Quota)
+				}
+			case cpu == nil || *cpu.Quota != tc.quota || *cpu.Period != tc.period:
+				t.Errorf("processor %+v, want %d of %d", cpu, tc.quota, tc.period)
+			}
+		})
+	}
+}
+
 func TestMemoryFollowsManifestAndLimit(t *testing.T) {
 	const mib = limits.MiB
 	for _, tc := range []struct {

@@ -22,6 +22,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 )
@@ -46,9 +47,13 @@ const (
 	// maxPids holds the host's threads; with fewer the engine's thread pool and
 	// Go's runtime abort without a word.
 	maxPids = 16
-	// maxOpenFiles is the host's RLIMIT_NOFILE.
+	// maxOpenFiles is the host's RLIMIT_NOFILE, minOpenFiles what it needs.
 	maxOpenFiles = 256
-	specBytes    = 16 * limits.MiB
+	minOpenFiles = 32
+	// cpuPeriod is the length of a quota's period in microseconds, the kernel's
+	// own default.
+	cpuPeriod = 100_000
+	specBytes = 16 * limits.MiB
 )
 
 // Prepared tells whether a bundle was rewritten to run a WASM agent.
@@ -368,7 +373,7 @@ func (r *wasmRun) memory(spec *specs.Spec) (int64, error) {
 		return 0, fault.New(fault.ResourceLimit, r.id, "the container's memory limit of %d bytes cannot hold the agent's host, which needs %d", c, limits.MinContainerMemory).
 			WithHint("raise the container's memory limit")
 	}
-	return min(guest, c-max(8*limits.MiB, c/10)), nil
+	return min(guest, c-max(limits.MinHostShare, c/10)), nil
 }
 
 func (r *wasmRun) writePrivate(p plan) error {
@@ -459,6 +464,10 @@ func hostID(id uint32, maps []specs.LinuxIDMapping) (int, bool) {
 // rewrite replaces, not merges, what the container was given: the process of a
 // WASM agent is ours, and nothing a user set may reach it.
 func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
+	files, err := r.openFiles()
+	if err != nil {
+		return err
+	}
 	given := spec.Process
 	spec.Process = &specs.Process{
 		Terminal:        given.Terminal,
@@ -469,7 +478,7 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 		Capabilities:    &specs.LinuxCapabilities{},
 		NoNewPrivileges: true,
 		Rlimits: []specs.POSIXRlimit{
-			{Type: "RLIMIT_NOFILE", Hard: maxOpenFiles, Soft: maxOpenFiles},
+			{Type: "RLIMIT_NOFILE", Hard: files, Soft: files},
 			{Type: "RLIMIT_CORE", Hard: 0, Soft: 0},
 		},
 		ApparmorProfile: given.ApparmorProfile,
@@ -542,7 +551,51 @@ func (r *wasmRun) limit(res *specs.LinuxResources, guest int64) error {
 			WithHint("raise the container's pids limit")
 	}
 	res.Pids = &specs.LinuxPids{Limit: &pids}
+	r.limitCPU(res)
 	return nil
+}
+
+// resources is what the signed manifest says of them, nil if nothing.
+func (r *wasmRun) resources() *manifest.Resources {
+	if a := r.artifact.Agent; a != nil && a.Sandbox != nil {
+		return a.Sandbox.Resources
+	}
+	return nil
+}
+
+// limitCPU sets the manifest's quota unless the container's is tighter.
+func (r *wasmRun) limitCPU(res *specs.LinuxResources) {
+	quota := int64(r.resources().CPUQuotaMillis()) * (cpuPeriod / 1000)
+	if quota == 0 {
+		return
+	}
+	if res.CPU == nil {
+		res.CPU = &specs.LinuxCPU{}
+	}
+	if given := res.CPU.Quota; given != nil && *given > 0 {
+		period := int64(cpuPeriod)
+		if res.CPU.Period != nil && *res.CPU.Period > 0 {
+			period = int64(*res.CPU.Period)
+		}
+		if float64(*given)/float64(period) <= float64(quota)/cpuPeriod {
+			return
+		}
+	}
+	period := uint64(cpuPeriod)
+	res.CPU.Quota, res.CPU.Period = &quota, &period
+}
+
+// openFiles is the host's limit of open files: the manifest's, if it is lower.
+func (r *wasmRun) openFiles() (uint64, error) {
+	said := r.resources()
+	switch {
+	case said == nil || said.FileDescriptors == 0 || said.FileDescriptors >= maxOpenFiles:
+		return maxOpenFiles, nil
+	case said.FileDescriptors < minOpenFiles:
+		return 0, fault.New(fault.ResourceLimit, r.id, "the manifest's file_descriptors of %d cannot hold the agent's host, which needs %d", said.FileDescriptors, minOpenFiles).
+			WithHint("raise sandbox.resources.file_descriptors")
+	}
+	return uint64(said.FileDescriptors), nil
 }
 
 // The kernel's files that containers do not see unless privileged (the lists

@@ -35,8 +35,9 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 }
 
 // Create is [Write] for a file that must not exist yet; if it does, the error
-// is [fs.ErrExist]. The name is taken first, with nothing behind it: hard links,
-// which would do it in one step, are not to be had on every file system.
+// is [fs.ErrExist]. The name is taken first, with nothing behind it, which is
+// also what a crash in between leaves: hard links, which would do it in one step,
+// are not to be had on every file system.
 func Create(path string, data []byte, mode fs.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {

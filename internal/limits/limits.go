@@ -71,6 +71,8 @@ const (
 	ErrorMessageBytes = 8 * KiB
 	// DefaultGuestMemory is the guest's memory when nothing says otherwise.
 	DefaultGuestMemory = 256 * MiB
+	// MinHostShare is the least that a container's memory limit leaves to the host.
+	MinHostShare = 8 * MiB
 	// MinContainerMemory is the least container memory limit that can hold the
 	// host at all.
 	MinContainerMemory = 12 * MiB
