@@ -311,6 +311,11 @@ func (c *Client) Push(ctx context.Context, layout *oci.Layout, ref string) (ocis
 	if err != nil {
 		return none, err
 	}
+	// A registry notices damage, too, but says so in words of its own, and by
+	// then half the image is there.
+	if err := layout.Verify(ctx); err != nil {
+		return none, err
+	}
 	ep, err := c.pushEndpoint(ctx, r)
 	if err != nil {
 		return none, err
