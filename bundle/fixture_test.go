@@ -207,7 +207,7 @@ scopes:
     binding: none
 outside: {ordinary_images: allow}
 grants:
-  signed: ["filesystem:read:/data", "filesystem:read-write:/work", "env:GREETING", "env:APP_PORT"]
+  signed: ["filesystem:read:/data", "filesystem:read-write:/vols", "env:GREETING", "env:APP_PORT"]
 revocation:
   crls:
     - {issuer: "CN=MentatLab Root CA,O=MentatLab,C=US", file: root.crl}
@@ -324,7 +324,7 @@ const wasm = "\x00asm\x01\x00\x00\x00"
 // asking is the manifest of an agent that asks for what the policy grants.
 const asking = `
 wasm:
-  capabilities: ["filesystem:read:/data", "filesystem:read-write:/work", "env:GREETING", "env:APP_PORT"]
+  capabilities: ["filesystem:read:/data", "filesystem:read-write:/vols", "env:GREETING", "env:APP_PORT"]
 `
 
 // agent builds a WASM agent and returns its unsigned manifest.

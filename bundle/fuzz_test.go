@@ -20,7 +20,7 @@ func FuzzRewrite(f *testing.F) {
 	full := plain()
 	full.Mounts = append(full.Mounts,
 		specs.Mount{Destination: "/data", Type: "bind", Source: "/", Options: []string{"rbind", "rw", "rrw"}},
-		specs.Mount{Destination: "/work/../work", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m"}},
+		specs.Mount{Destination: "/vols/../vols", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m"}},
 		specs.Mount{Destination: "run/mentat/host", Type: "none", Source: "/bin/sh", Options: []string{"bind", "remount"}},
 		specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "/etc/hosts", Options: []string{"rbind"}},
 		specs.Mount{Destination: "/proc", Type: "proc", Source: "/", Options: []string{"rbind"}},
@@ -28,7 +28,7 @@ func FuzzRewrite(f *testing.F) {
 		specs.Mount{Destination: "/scratch", Type: "bind", Source: "/", Options: []string{"rbind"}},
 	)
 	full.Annotations = map[string]string{"dev.mentatlab.input": "/data/x", "run.oci.handler": "wasm"}
-	full.Process.Env = []string{"GREETING=x", "MENTAT_INPUT=/work/x", "LD_PRELOAD=x"}
+	full.Process.Env = []string{"GREETING=x", "MENTAT_INPUT=/vols/x", "LD_PRELOAD=x"}
 	for _, seed := range []*specs.Spec{plain(), full} {
 		f.Add(encode(f, seed))
 	}
@@ -86,7 +86,7 @@ func FuzzRewrite(f *testing.F) {
 
 // FuzzMount: no mount, however it is put, gets past [safe].
 func FuzzMount(f *testing.F) {
-	for _, destination := range []string{"/data", "/work/", "/scratch", "data/sub", "/run/mentat/host", "run", "/proc", "/sys", "/sys/fs/cgroup", "/dev/shm", "/etc/hosts", terminationLog, "/", "", "/DATA", "/a/../data"} {
+	for _, destination := range []string{"/data", "/vols/", "/scratch", "data/sub", "/run/mentat/host", "run", "/proc", "/sys", "/sys/fs/cgroup", "/dev/shm", "/etc/hosts", terminationLog, "/", "", "/DATA", "/a/../data"} {
 		for _, kind := range []string{"bind", "", "none", "tmpfs", "proc", "sysfs", "cgroup2", "PROC", "overlay"} {
 			f.Add(destination, kind, "rbind rw")
 			f.Add(destination, kind, "mode=755")
@@ -95,7 +95,7 @@ func FuzzMount(f *testing.F) {
 	for _, options := range []string{"", "bind", "ro", "rro", "bind rrw", "rw exec suid dev", "rbind shared remount", "size=1,exec", "mode=777 tmpcopyup", "BIND", "bind,ro"} {
 		f.Add("/data", "bind", options)
 		f.Add("/run", "tmpfs", options)
-		f.Add("/work", "tmpfs", options)
+		f.Add("/vols", "tmpfs", options)
 	}
 	const dir = "/run/containerd/io.containerd.runtime.v2.task/default/c1"
 	run := planner(f, dir)

@@ -90,12 +90,12 @@ func TestACheckpointIsNotRunUnderASignature(t *testing.T) {
 func TestAReadOnlyMountIsNotOpenedByAnotherAtItsPlace(t *testing.T) {
 	for name, mounts := range map[string][]specs.Mount{
 		"behind": {
-			{Destination: "/work", Type: "bind", Source: "/scratch", Options: []string{"rbind", "rw"}},
-			{Destination: "/work/", Type: "bind", Source: "/theirs", Options: []string{"rbind", "ro"}},
+			{Destination: "/vols", Type: "bind", Source: "/scratch", Options: []string{"rbind", "rw"}},
+			{Destination: "/vols/", Type: "bind", Source: "/theirs", Options: []string{"rbind", "ro"}},
 		},
 		"before": {
-			{Destination: "/x/../work", Type: "bind", Source: "/theirs", Options: []string{"rbind", "ro"}},
-			{Destination: "/work", Type: "bind", Source: "/scratch", Options: []string{"rbind", "rw"}},
+			{Destination: "/x/../vols", Type: "bind", Source: "/theirs", Options: []string{"rbind", "ro"}},
+			{Destination: "/vols", Type: "bind", Source: "/scratch", Options: []string{"rbind", "rw"}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -162,7 +162,7 @@ func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
 			switch {
 			case within(at, "/data"), slices.Contains(files, at):
 				mode = "ro"
-			case within(at, "/work"), at == "/dev/termination-log":
+			case within(at, "/vols"), at == "/dev/termination-log":
 				mode = "rw"
 			}
 			if mode == "" {
@@ -174,7 +174,7 @@ func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
 			if !has("nodev") || !has("noexec") || m.Type != "bind" || !(has("bind") || has("rbind")) {
 				t.Errorf("%s is a %s of %q", at, m.Type, m.Options)
 			}
-		case m.Type == "tmpfs" && (within(at, "/data") || within(at, "/work") || at == "/scratch"):
+		case m.Type == "tmpfs" && (within(at, "/data") || within(at, "/vols") || at == "/scratch"):
 			if !has("nodev") || !has("noexec") || within(at, "/data") && !has("ro") {
 				t.Errorf("%s has %q", at, m.Options)
 			}
@@ -285,7 +285,7 @@ func TestNothingOfAHostileSpecificationReachesTheHost(t *testing.T) {
 			specs.Mount{Destination: "/x", Type: "PROC", Source: "/", Options: []string{"RBIND", "RW"}},
 			specs.Mount{Destination: "/data", Type: "bind", Source: "/srv", Options: []string{"rbind"}},
 			specs.Mount{Destination: "/data", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/,upperdir=/etc,workdir=/tmp"}},
-			specs.Mount{Destination: "/work", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1k", "size=1k,suid", "tmpcopyup", "suid", "exec", "dev"}},
+			specs.Mount{Destination: "/vols", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1k", "size=1k,suid", "tmpcopyup", "suid", "exec", "dev"}},
 			specs.Mount{Destination: "/not-asked-for", Type: "bind", Source: "/", Options: []string{"rbind"}},
 		)
 		s.Annotations = map[string]string{
@@ -329,8 +329,8 @@ func TestNothingOfAHostileSpecificationReachesTheHost(t *testing.T) {
 	if doc.Termination != "/dev/termination-log" {
 		t.Errorf("the last words go to %q", doc.Termination)
 	}
-	if m := ownMount(t, spec, "/work"); m.Type != "tmpfs" || !slices.Equal(m.Options, []string{"nodev", "noexec", "nosuid", "size=1k"}) {
-		t.Errorf("/work is %+v", m)
+	if m := ownMount(t, spec, "/vols"); m.Type != "tmpfs" || !slices.Equal(m.Options, []string{"nodev", "noexec", "nosuid", "size=1k"}) {
+		t.Errorf("/vols is %+v", m)
 	}
 }
 
@@ -360,11 +360,11 @@ func TestAUsersMountIsKeptAsNarrowAsItsGrant(t *testing.T) {
 			[]string{"nodev", "noexec", "nosuid", "rbind", "ro", "rprivate", "rro"}, true},
 		{"a read grant and every way to say rw", specs.Mount{Destination: "/data", Type: "bind", Options: []string{"bind", "ro", "rrw", "rw", "rexec", "remount", "RW"}},
 			[]string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
-		{"a write grant", specs.Mount{Destination: "/work", Type: "bind", Options: []string{"rbind", "rslave", "exec", "suid", "dev", "rshared"}},
+		{"a write grant", specs.Mount{Destination: "/vols", Type: "bind", Options: []string{"rbind", "rslave", "exec", "suid", "dev", "rshared"}},
 			[]string{"nodev", "noexec", "nosuid", "rbind", "rslave"}, false},
-		{"a write grant of a read-only volume", specs.Mount{Destination: "/work", Type: "bind", Options: []string{"rbind", "ro"}},
+		{"a write grant of a read-only volume", specs.Mount{Destination: "/vols", Type: "bind", Options: []string{"rbind", "ro"}},
 			[]string{"nodev", "noexec", "nosuid", "rbind", "ro", "rro"}, true},
-		{"a write grant of a recursively read-only volume", specs.Mount{Destination: "/work", Type: "bind", Options: []string{"rbind", "rro"}},
+		{"a write grant of a recursively read-only volume", specs.Mount{Destination: "/vols", Type: "bind", Options: []string{"rbind", "rro"}},
 			[]string{"nodev", "noexec", "nosuid", "rbind", "ro", "rro"}, true},
 		{"a directory below the granted one", specs.Mount{Destination: "/data/sub", Type: "bind", Options: []string{"bind"}},
 			[]string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
@@ -374,7 +374,7 @@ func TestAUsersMountIsKeptAsNarrowAsItsGrant(t *testing.T) {
 			[]string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
 		{"a relative path", specs.Mount{Destination: "data", Type: "bind", Options: []string{"bind"}},
 			[]string{"bind", "nodev", "noexec", "nosuid", "ro"}, true},
-		{"mapped owners", specs.Mount{Destination: "/work", Type: "bind", Options: []string{"rbind", "ridmap"}}, []string{"nodev", "noexec", "nosuid", "rbind", "ridmap"}, false},
+		{"mapped owners", specs.Mount{Destination: "/vols", Type: "bind", Options: []string{"rbind", "ridmap"}}, []string{"nodev", "noexec", "nosuid", "rbind", "ridmap"}, false},
 		{"beside the granted path", specs.Mount{Destination: "/database", Type: "bind", Options: []string{"bind"}}, nil, false},
 		{"above the granted path", specs.Mount{Destination: "/", Type: "bind", Options: []string{"bind"}}, nil, false},
 		{"in another case", specs.Mount{Destination: "/DATA", Type: "bind", Options: []string{"bind"}}, nil, false},

@@ -140,11 +140,11 @@ const guestWriter = `(module
     (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
     (call $proc_exit (local.get $e))))`
 
-// writer is a signed agent that asks for /work and its parts.
+// writer is a signed agent that asks for /vols and its parts.
 func (g *guarded) writer() string {
 	g.t.Helper()
-	g.policy("grants: {signed: [\"filesystem:read-write:/work\"]}\n")
-	l, _ := g.build("writer", assemble(g.t, guestWriter), "wasm:\n  capabilities: [\"filesystem:read-write:/work\"]\n")
+	g.policy("grants: {signed: [\"filesystem:read-write:/vols\"]}\n")
+	l, _ := g.build("writer", assemble(g.t, guestWriter), "wasm:\n  capabilities: [\"filesystem:read-write:/vols\"]\n")
 	g.sign(l, g.pki, "writer", g.registry.Host+"/agents/writer", nil)
 	g.load(l, g.ref("writer"))
 	return g.ref("writer")
@@ -159,10 +159,10 @@ func TestAMountGivenForReadingIsNotWritten(t *testing.T) {
 		return []string{"--mount", "type=bind,src=" + dir + ",dst=" + at + ",options=rbind:" + mode}
 	}
 	scratch, theirs := t.TempDir(), t.TempDir()
-	if got := g.run("", append(mounted(scratch, "/work", "rw"), ref, g.id())...); got.code != 0 {
+	if got := g.run("", append(mounted(scratch, "/vols", "rw"), ref, g.id())...); got.code != 0 {
 		t.Fatalf("the control cannot write: status %d, stderr %q", got.code, got.stderr)
 	}
-	got := g.run("", slices.Concat(mounted(scratch, "/work", "rw"), mounted(theirs, "/work/", "ro"), []string{ref, g.id()})...)
+	got := g.run("", slices.Concat(mounted(scratch, "/vols", "rw"), mounted(theirs, "/vols/", "ro"), []string{ref, g.id()})...)
 	if left, err := os.ReadDir(theirs); err != nil || len(left) > 0 {
 		t.Errorf("the directory holds %v (%v); status %d, stderr %q", left, err, got.code, got.stderr)
 	}
@@ -181,8 +181,8 @@ func TestALinkInAnAgentsDirectoryLeadsNowhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := g.run("",
-				"--mount", "type=bind,src="+sub+",dst=/work/sub,options=rbind:rw",
-				"--mount", "type=bind,src="+work+",dst=/work,options=rbind:rw",
+				"--mount", "type=bind,src="+sub+",dst=/vols/sub,options=rbind:rw",
+				"--mount", "type=bind,src="+work+",dst=/vols,options=rbind:rw",
 				ref, g.id())
 			if got.code == 0 || strings.Contains(got.stdout, marker) {
 				t.Errorf("status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
