@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 )
@@ -219,14 +220,15 @@ func CLICode(err error) int {
 	return RowOf(ReasonOf(err)).CLI
 }
 
-// OneLine folds line breaks and replaces control characters, so that text from
-// outside cannot forge a second log line or drive a terminal.
+// OneLine folds line breaks and replaces control characters, those that turn
+// the direction of text among them, so that text from outside cannot forge a
+// second log line, drive a terminal or read as something else than it is.
 func OneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n' || r == '\r' || r == '\t':
 			return ' '
-		case r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == '\u2028' || r == '\u2029':
+		case r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == '\u2028' || r == '\u2029', unicode.Is(unicode.Bidi_Control, r):
 			return '\uFFFD'
 		}
 		return r

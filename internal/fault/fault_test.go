@@ -88,6 +88,12 @@ func TestAnErrorWithoutAReasonIsInternal(t *testing.T) {
 	}
 }
 
+func TestTextCannotTurnItsDirection(t *testing.T) {
+	if got := OneLine("agent\u202egpj.exe\u2066x"); got != "agent\uFFFDgpj.exe\uFFFDx" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestErrorIsOneLineWithoutControlCharacters(t *testing.T) {
 	err := Wrap(errors.New("cause\nforged: line\x1b[2J"), Trap, "a\rb", "message").WithHint("do\tthis")
 	got := err.Error()
