@@ -305,9 +305,6 @@ func (p *Preparer) choose(ctx context.Context, c Container, spec *specs.Spec, ra
 	if err != nil {
 		return nil, err
 	}
-	if len(index.Manifests) > limits.IndexManifests {
-		return nil, fault.New(fault.ArtifactInvalid, c.Image, "the index has %d manifests, at most %d are judged", len(index.Manifests), limits.IndexManifests)
-	}
 	entries := slices.Clone(index.Manifests)
 	slices.SortStableFunc(entries, func(a, b ocispec.Descriptor) int { return rank(a) - rank(b) })
 	parent, err := p.snapshotParent(ctx, c)

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -80,8 +79,12 @@ func ReadExit(dir string) (*hostdoc.Exit, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fault.New(fault.Internal, name, "the run's exit record is %s, not a file", info.Mode().Type())
 	}
+	data, err := limits.Read(f, limits.LogLineBytes)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the run's exit record: %w", err)
+	}
 	exit := new(hostdoc.Exit)
-	if err := json.NewDecoder(io.LimitReader(f, limits.LogLineBytes)).Decode(exit); err != nil {
+	if err := json.Unmarshal(data, exit); err != nil {
 		return nil, fmt.Errorf("cannot read the run's exit record: %w", err)
 	}
 	return exit, nil
@@ -109,17 +112,17 @@ func readSpec(dir string) (*bundleSpec, error) {
 	b := &bundleSpec{dir: dir}
 	name := filepath.Join(dir, specName)
 	var err error
-	if b.raw, err = readBounded(name, specBytes); err != nil {
+	if b.raw, err = limits.ReadFile(name, specBytes); err != nil {
 		r := fault.Internal
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
 			r = fault.NotFound
+		case errors.Is(err, limits.ErrExceeded):
+			r = fault.ResourceLimit
 		}
 		return nil, fault.Wrap(err, r, name, "the bundle has no readable specification")
 	}
-	if len(b.raw) > specBytes {
-		return nil, fault.New(fault.ResourceLimit, name, "the specification is over %d bytes", specBytes)
-	}
-	kept, err := readBounded(filepath.Join(dir, originalName), 2*specBytes)
+	kept, err := limits.ReadFile(filepath.Join(dir, originalName), 2*specBytes)
 	switch {
 	case err == nil:
 		var o original
@@ -164,16 +167,6 @@ func (b *bundleSpec) replace(data []byte) error {
 		return err
 	}
 	return writeFile(filepath.Join(b.dir, specName), data, 0o600)
-}
-
-// readBounded reads a file, and of one that is too large a byte more than limit.
-func readBounded(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, limit+1))
 }
 
 func parseSpec(name string, data []byte) (*specs.Spec, error) {
