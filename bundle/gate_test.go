@@ -201,7 +201,7 @@ func TestDeveloperModeRunsWhatIsIntact(t *testing.T) {
 			if got.Verdict.Trust != verifier.Untrusted || !got.Verdict.Developer {
 				t.Errorf("verdict %s", got.Verdict.Line())
 			}
-			if doc := w.document(); len(doc.Capabilities) != 0 || len(doc.Env) != 0 || len(doc.Preopens) != 0 {
+			if doc := w.document(); len(doc.Grants) != 0 || len(doc.Env) != 0 || len(doc.Preopens) != 0 {
 				t.Errorf("an untrusted agent is granted %+v", doc)
 			}
 			if !strings.Contains(w.log.String(), "no policy is configured") {
@@ -591,7 +591,7 @@ func TestPlainWASMRunsWithItsModuleAndWithoutAnyGrant(t *testing.T) {
 	w.write(spec)
 	w.runs(true)
 	doc := w.document()
-	if len(doc.Env) != 0 || len(doc.Capabilities) != 0 || doc.Agent.ID != id || doc.Agent.Trust != "untrusted" {
+	if len(doc.Env) != 0 || len(doc.Grants) != 0 || doc.Agent.ID != id || doc.Agent.Trust != "untrusted" {
 		t.Errorf("document %+v", doc)
 	}
 }

@@ -90,13 +90,41 @@ type Grant struct {
 	TempDirs map[string]int64
 	// Env is what the guest sees, as NAME=VALUE, sorted.
 	Env []string
-	// Capabilities are the granted strings, canonical and sorted.
-	Capabilities []string
+	// Grants are the granted strings, canonical and sorted, with their rules.
+	Grants []hostdoc.Grant
 	// Config answers get_config.
 	Config map[string]string
 	// Withheld has one line for each thing given and not granted.
 	Withheld  []string
 	Decisions []Decision
+}
+
+// Capabilities are the granted strings, never nil.
+func (g *Grant) Capabilities() []string {
+	list := make([]string, len(g.Grants))
+	for i := range g.Grants {
+		list[i] = g.Grants[i].Capability
+	}
+	return list
+}
+
+// Denials are the wishes that were not granted.
+func (g *Grant) Denials() []hostdoc.Denial {
+	var list []hostdoc.Denial
+	for _, d := range g.Decisions {
+		if !d.Allowed {
+			list = append(list, hostdoc.Denial{Capability: d.Capability, Rule: d.Rule, Reason: reasons[d.Rule]})
+		}
+	}
+	return list
+}
+
+// reasons says what a rule means, for who is told of a denial.
+var reasons = map[string]string{
+	RuleManifest:  "the manifest does not ask for it, or takes it back",
+	RulePolicy:    "the node's policy does not grant it at this trust level",
+	RuleTrust:     "an untrusted agent is granted nothing",
+	RuleContainer: "the container has something else at that path",
 }
 
 // Effective computes the grant. It does no input or output.
@@ -223,7 +251,7 @@ func anyAllows(list []manifest.Capability, c manifest.Capability) bool {
 // list intersects the manifest's capabilities with the policy's: of two that
 // overlap, the narrower is granted.
 func (g *Grant) list(d *decider) {
-	granted := map[string]bool{}
+	granted := map[string]string{}
 	for _, want := range d.asked {
 		ok, rule := d.allows(want)
 		found := []manifest.Capability{}
@@ -240,7 +268,7 @@ func (g *Grant) list(d *decider) {
 		left := 0
 		for _, c := range found {
 			for _, c := range narrow(c, d.network) {
-				granted[c.String()] = true
+				granted[c.String()] = rule
 				left++
 			}
 		}
@@ -249,7 +277,9 @@ func (g *Grant) list(d *decider) {
 		}
 		d.record(want, ok, rule)
 	}
-	g.Capabilities = slices.Sorted(maps.Keys(granted))
+	for _, c := range slices.Sorted(maps.Keys(granted)) {
+		g.Grants = append(g.Grants, hostdoc.Grant{Capability: c, Rule: granted[c]})
+	}
 }
 
 // mounts turns granted mounts into preopens, as narrow as the narrowest side.
@@ -388,14 +418,14 @@ func (g *Grant) operator(r Request) {
 	for _, m := range r.Given.Mounts {
 		g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: m.Source, Guest: path.Clean(m.Destination), ReadOnly: m.ReadOnly})
 		c := filesystem(accessOf(m), path.Clean(m.Destination))
-		g.Capabilities = append(g.Capabilities, c.String())
+		g.Grants = append(g.Grants, hostdoc.Grant{Capability: c.String(), Rule: RuleOperator})
 		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: RuleOperator})
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Given.Env)) {
 		c := variable(name)
-		g.Capabilities = append(g.Capabilities, c.String())
+		g.Grants = append(g.Grants, hostdoc.Grant{Capability: c.String(), Rule: RuleOperator})
 		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: RuleOperator})
 	}
 	g.Env = pairs(r.Given.Env)
-	slices.Sort(g.Capabilities)
+	slices.SortFunc(g.Grants, func(a, b hostdoc.Grant) int { return cmp.Compare(a.Capability, b.Capability) })
 }

@@ -55,7 +55,7 @@ func summary(g Grant) string {
 		parts = append(parts, p.Guest+"="+mode)
 	}
 	parts = append(parts, g.Env...)
-	return strings.Join(append(parts, g.Capabilities...), " ")
+	return strings.Join(append(parts, g.Capabilities()...), " ")
 }
 
 func TestGrantIsWhatAllThreeSidesAllow(t *testing.T) {
@@ -228,7 +228,7 @@ func TestAGrantNeverExceedsAnySide(t *testing.T) {
 			r.Given.Env[name] = "given"
 		}
 		g := Effective(r)
-		granted += len(g.Capabilities) + len(g.Preopens) + len(g.Env)
+		granted += len(g.Capabilities()) + len(g.Preopens) + len(g.Env)
 
 		policy := r.Policy
 		if r.Trust == "signed" {
@@ -242,7 +242,7 @@ func TestAGrantNeverExceedsAnySide(t *testing.T) {
 				t.Errorf("%s: %s at level %q", what, c, r.Trust)
 			}
 		}
-		for _, s := range g.Capabilities {
+		for _, s := range g.Capabilities() {
 			c, err := manifest.ParseCapability(s)
 			if err != nil || c.String() != s {
 				t.Fatalf("granted %q is not canonical: %v", s, err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/mentatlab/mentat/host/internal/engine"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest/module"
 )
@@ -267,7 +268,7 @@ func requestCapability(c *call) bool {
 	if len(name) > maxCapability || !utf8.Valid(name) || kind == "" {
 		return c.fails(codeInvalid, detail{Reason: "not a capability string"})
 	}
-	if slices.Contains(c.s.doc.Capabilities, string(name)) {
+	if slices.ContainsFunc(c.s.doc.Grants, func(g hostdoc.Grant) bool { return g.Capability == string(name) }) {
 		return c.fails(codeUnsupported, detail{Capability: string(name), Reason: "granted, but this host does not serve " + kind + " capabilities"})
 	}
 	return c.fails(codeDenied, detail{

@@ -384,7 +384,7 @@ func TestWhatIsNotGrantedIsDeniedWithTheLineThatAsksForIt(t *testing.T) {
 		t.Errorf("%d, %+v", code, d)
 	}
 	// A grant is not denied; nothing serves it yet.
-	code, _ = lastError(t, func(d *hostdoc.Document) { d.Capabilities = []string{"network:https:*.openai.com"} },
+	code, _ = lastError(t, func(d *hostdoc.Document) { d.Grants = []hostdoc.Grant{{Capability: "network:https:*.openai.com"}} },
 		`(call $request_capability (i32.const 0) (i32.const 26) (i32.const 0) (i32.const 0))`, data)
 	if code != codeUnsupported {
 		t.Errorf("%d", code)

@@ -223,7 +223,7 @@ func TestExitAndTerminationAreWrittenInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	setup{edit: edit, wat: agent(`(i32.const 0)`)}.run(t).wants(t, 0, "")
-	if data, err := os.ReadFile(exit); err != nil || string(data) != `{"version":1,"status":0}`+"\n" {
+	if data, err := os.ReadFile(exit); err != nil || string(data) != fmt.Sprintf(`{"version":%d,"status":0}`+"\n", hostdoc.Version) {
 		t.Errorf("%q: %v", data, err)
 	}
 	if _, err := os.Stat(termination); err == nil {

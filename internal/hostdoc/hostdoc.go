@@ -10,7 +10,7 @@ import (
 )
 
 // Version is the document's version. A host runs exactly the versions it knows.
-const Version = 1
+const Version = 2
 
 // Where things are inside a container. The directory is mounted read-only but
 // for [StateDir].
@@ -22,6 +22,26 @@ const (
 	StateDir   = Dir + "/state"
 	ExitPath   = StateDir + "/exit.json"
 	InputPath  = Dir + "/input"
+	// SecretsPath holds what only the host may read ([Secrets]).
+	SecretsPath = Dir + "/secrets.json"
+	// CAPath is the node's own bundle of certificate authorities.
+	CAPath = Dir + "/ca.pem"
+	// MediaDir is the node's media store, AuditDir takes this run's records.
+	MediaDir = Dir + "/media"
+	AuditDir = Dir + "/audit"
+)
+
+// Network modes.
+const (
+	NetworkNone       = "none"
+	NetworkRestricted = "restricted"
+	NetworkFull       = "full"
+)
+
+// Framings of the output.
+const (
+	FramingRaw    = "raw"
+	FramingNDJSON = "ndjson"
 )
 
 // Entry kinds (abi.md, Entry).
@@ -57,9 +77,28 @@ type Document struct {
 	Preopens []Preopen `json:"preopens,omitempty"`
 	// Config is what get_config answers from.
 	Config map[string]string `json:"config,omitempty"`
-	// Capabilities are the granted capability strings, canonical.
-	Capabilities []string `json:"capabilities,omitempty"`
-	Limits       Limits   `json:"limits"`
+	// Grants are what the agent may do, Denials what its manifest asks for and
+	// it may not; both name the rule that decided.
+	Grants  []Grant  `json:"grants,omitempty"`
+	Denials []Denial `json:"denials,omitempty"`
+	// Network, LLM, Media and Extensions say how the granted capabilities of
+	// their kinds are served; nil where there is none.
+	Network    *Network    `json:"network,omitempty"`
+	LLM        *LLM        `json:"llm,omitempty"`
+	Media      *Media      `json:"media,omitempty"`
+	Extensions []Extension `json:"extensions,omitempty"`
+	// SecretsFile, if not empty, is a file with [Secrets].
+	SecretsFile string `json:"secretsFile,omitempty"`
+	// Framing is how the output is written; empty is [FramingRaw].
+	Framing string `json:"framing,omitempty"`
+	// Serve makes the host a server instead of running the agent once.
+	Serve *Serve `json:"serve,omitempty"`
+	// Audit says where decisions and runs are recorded; nil records nothing.
+	Audit *Audit `json:"audit,omitempty"`
+	// Lock says what the host takes from itself before the guest's first
+	// instruction; nil takes nothing, for a run without walls of its own.
+	Lock   *Lock  `json:"lock,omitempty"`
+	Limits Limits `json:"limits"`
 	// ExitFile and Termination, if not empty, are files that receive the run's
 	// [Exit] as JSON and its reason as one line.
 	ExitFile    string `json:"exitFile,omitempty"`
@@ -98,6 +137,144 @@ type Preopen struct {
 	Guest    string `json:"guest"`
 	ReadOnly bool   `json:"readOnly"`
 }
+
+// Grant is one capability that the agent may use.
+type Grant struct {
+	// Capability is the canonical string.
+	Capability string `json:"capability"`
+	// Rule names what allowed it: a rule of the node's policy, or the operator.
+	Rule string `json:"rule,omitempty"`
+}
+
+// Denial is one capability that the manifest asks for and the agent may not use.
+type Denial struct {
+	Capability string `json:"capability"`
+	// Rule names what denied it, Reason says why in a sentence.
+	Rule   string `json:"rule"`
+	Reason string `json:"reason"`
+}
+
+// Network says how network capabilities are served.
+type Network struct {
+	// Mode is [NetworkRestricted], which follows the grants, or [NetworkFull],
+	// which reaches every public host. There is no [NetworkNone]: it is a nil
+	// Network.
+	Mode string `json:"mode"`
+	// AllowPrivate are address ranges that are reachable although they are not
+	// public, as CIDR.
+	AllowPrivate []string `json:"allowPrivate,omitempty"`
+	BlockedPorts []int    `json:"blockedPorts,omitempty"`
+	// CAFile holds the trusted certificate authorities; empty is the system's.
+	CAFile string `json:"caFile,omitempty"`
+	// Inject are credentials that the host adds to requests.
+	Inject []Injection   `json:"inject,omitempty"`
+	Limits NetworkLimits `json:"limits"`
+}
+
+// NetworkLimits bound the requests of one host process together.
+type NetworkLimits struct {
+	Concurrent    int   `json:"concurrent"`
+	RequestBytes  int64 `json:"requestBytes"`
+	ResponseBytes int64 `json:"responseBytes"`
+	TimeoutMillis int64 `json:"timeoutMillis"`
+}
+
+// Injection adds a secret to every request that Capability covers. The guest
+// never sees it.
+type Injection struct {
+	// Capability is a network capability string.
+	Capability string `json:"capability"`
+	// Exactly one of Header and Query names where the value goes.
+	Header string `json:"header,omitempty"`
+	Query  string `json:"query,omitempty"`
+	// Prefix stands before the secret in a header, like "Bearer ".
+	Prefix string `json:"prefix,omitempty"`
+	// Secret is a key of [Secrets].
+	Secret string `json:"secret"`
+}
+
+// LLM says how llm capabilities are served.
+type LLM struct {
+	Providers []LLMProvider `json:"providers"`
+	// Tokens bounds the tokens of one run, prompt and completion together; 0 is
+	// no bound.
+	Tokens int64 `json:"tokens,omitempty"`
+}
+
+// LLMProvider is an endpoint of the OpenAI-compatible protocol.
+type LLMProvider struct {
+	Name string `json:"name"`
+	// URL is the base, like https://api.example.com/v1.
+	URL string `json:"url"`
+	// Models are names, or beginnings of names followed by "*".
+	Models []string `json:"models"`
+	// Secret is a key of [Secrets], sent as a bearer token; empty sends none.
+	Secret string `json:"secret,omitempty"`
+}
+
+// Media says where media are kept. Exactly one of Dir and S3 is set.
+type Media struct {
+	Dir string   `json:"dir,omitempty"`
+	S3  *MediaS3 `json:"s3,omitempty"`
+	// Given are references that this run may read besides those it wrote.
+	Given []string `json:"given,omitempty"`
+	// ItemBytes bounds one object, TotalBytes what one run may upload.
+	ItemBytes  int64 `json:"itemBytes"`
+	TotalBytes int64 `json:"totalBytes"`
+}
+
+// MediaS3 is a bucket of S3-compatible storage.
+type MediaS3 struct {
+	// Endpoint is a URL, like https://s3.example.com.
+	Endpoint string `json:"endpoint"`
+	Region   string `json:"region,omitempty"`
+	Bucket   string `json:"bucket"`
+	Prefix   string `json:"prefix,omitempty"`
+	// AccessKey and SecretKey are keys of [Secrets].
+	AccessKey string `json:"accessKey"`
+	SecretKey string `json:"secretKey"`
+}
+
+// Extension is an out-of-process plugin that serves extension:NAME.
+type Extension struct {
+	Name string `json:"name"`
+	// Command starts the plugin, which speaks over its standard streams.
+	Command []string `json:"command"`
+}
+
+// Serve makes the host answer HTTP requests, each with a fresh instance.
+type Serve struct {
+	// Listen is host:port; the host may be empty.
+	Listen string `json:"listen"`
+	// Concurrent bounds the instances at once, Queue the requests that wait.
+	Concurrent int `json:"concurrent"`
+	Queue      int `json:"queue"`
+	// DrainMillis is how long SIGTERM lets requests finish.
+	DrainMillis int64 `json:"drainMillis"`
+}
+
+// Audit says where records go.
+type Audit struct {
+	// Dir is a directory that the receiver reads.
+	Dir string `json:"dir"`
+	// Bytes bounds what may wait there.
+	Bytes int64 `json:"bytes"`
+}
+
+// Lock is what the host locks itself into.
+type Lock struct {
+	// Dial keeps the right to open connections, Listen one to accept them; the
+	// listening socket itself is opened before.
+	Dial   bool `json:"dial,omitempty"`
+	Listen bool `json:"listen,omitempty"`
+	// Read and Write are the directories and files that stay reachable, Write
+	// for reading too.
+	Read  []string `json:"read,omitempty"`
+	Write []string `json:"write,omitempty"`
+}
+
+// Secrets are values by name, as JSON in [Document.SecretsFile].
+type Secrets map[string]string
 
 // Limits bound the run.
 type Limits struct {
@@ -179,6 +356,17 @@ func (d *Document) check(name string) error {
 	case InputStdin, InputFile, InputText:
 	default:
 		return fault.New(fault.Internal, name, "input kind %q, allowed are %q, %q and %q", d.Input.Kind, InputStdin, InputFile, InputText)
+	}
+	switch d.Framing {
+	case "", FramingRaw, FramingNDJSON:
+	default:
+		return fault.New(fault.Internal, name, "framing %q, allowed are %q and %q", d.Framing, FramingRaw, FramingNDJSON)
+	}
+	if n := d.Network; n != nil && n.Mode != NetworkRestricted && n.Mode != NetworkFull {
+		return fault.New(fault.Internal, name, "network mode %q, allowed are %q and %q", n.Mode, NetworkRestricted, NetworkFull)
+	}
+	if m := d.Media; m != nil && (m.Dir == "") == (m.S3 == nil) {
+		return fault.New(fault.Internal, name, "media are kept in a directory or in S3, exactly one")
 	}
 	if d.Limits.MemoryBytes <= 0 || d.Limits.InputBytes <= 0 || d.Limits.OutputBytes <= 0 || d.Limits.DeadlineMillis < 0 {
 		return fault.New(fault.Internal, name, "limits must be set")

@@ -17,22 +17,36 @@ import (
 // full is a document with every field set.
 func full() *Document {
 	return &Document{
-		Version:      Version,
-		Agent:        Agent{ID: "org.example.a", Version: "1.0.0", Reference: "r:1", Manifest: "sha256:m", Module: "sha256:w", Trust: "signed", Signer: "a@b"},
-		Instance:     "c1",
-		Entry:        EntryProcess,
-		Module:       ModulePath,
-		Input:        Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\""},
-		Args:         []string{"agent", "--flag", ""},
-		Env:          []string{"A=B"},
-		Preopens:     []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true}},
-		Config:       map[string]string{"k": "v", "a": "b"},
-		Capabilities: []string{"filesystem:read:/data"},
-		Limits:       Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, InputBytes: 6, OutputBytes: 7},
-		ExitFile:     ExitPath,
-		Termination:  "/dev/termination-log",
-		LogFormat:    "json",
-		Notices:      []string{"withheld: X"},
+		Version:  Version,
+		Agent:    Agent{ID: "org.example.a", Version: "1.0.0", Reference: "r:1", Manifest: "sha256:m", Module: "sha256:w", Trust: "signed", Signer: "a@b"},
+		Instance: "c1",
+		Entry:    EntryProcess,
+		Module:   ModulePath,
+		Input:    Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\""},
+		Args:     []string{"agent", "--flag", ""},
+		Env:      []string{"A=B"},
+		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true}},
+		Config:   map[string]string{"k": "v", "a": "b"},
+		Grants:   []Grant{{Capability: "filesystem:read:/data", Rule: "r"}},
+		Denials:  []Denial{{Capability: "env:X", Rule: "r", Reason: "why"}},
+		Network: &Network{
+			Mode: NetworkRestricted, AllowPrivate: []string{"10.0.0.0/8"}, BlockedPorts: []int{22}, CAFile: CAPath,
+			Inject: []Injection{{Capability: "network:https:a.example", Header: "authorization", Query: "key", Prefix: "Bearer ", Secret: "s"}},
+			Limits: NetworkLimits{Concurrent: 1, RequestBytes: 2, ResponseBytes: 3, TimeoutMillis: 4},
+		},
+		LLM:         &LLM{Providers: []LLMProvider{{Name: "p", URL: "https://a.example/v1", Models: []string{"m*"}, Secret: "s"}}, Tokens: 1},
+		Media:       &Media{S3: &MediaS3{Endpoint: "https://s3.example", Region: "r", Bucket: "b", Prefix: "p", AccessKey: "a", SecretKey: "s"}, Given: []string{"media:sha256:0"}, ItemBytes: 1, TotalBytes: 2},
+		Extensions:  []Extension{{Name: "x", Command: []string{"/x"}}},
+		SecretsFile: SecretsPath,
+		Framing:     FramingNDJSON,
+		Serve:       &Serve{Listen: ":8080", Concurrent: 1, Queue: 2, DrainMillis: 3},
+		Audit:       &Audit{Dir: AuditDir, Bytes: 1},
+		Lock:        &Lock{Dial: true, Listen: true, Read: []string{"/a"}, Write: []string{"/b"}},
+		Limits:      Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, InputBytes: 6, OutputBytes: 7},
+		ExitFile:    ExitPath,
+		Termination: "/dev/termination-log",
+		LogFormat:   "json",
+		Notices:     []string{"withheld: X"},
 	}
 }
 
@@ -90,8 +104,8 @@ func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
 		"nothing":               {"", fault.Internal, "not JSON"},
 		"no JSON":               {"{", fault.Internal, "not JSON"},
 		"another type":          {"[]", fault.Internal, "not JSON"},
-		"no version":            {replace(`"version": 1,`, ``), fault.Unsupported, "version 0"},
-		"a newer version":       {replace(`"version": 1,`, `"version": 2,`), fault.Unsupported, "version 2"},
+		"no version":            {replace(`"version": 2,`, ``), fault.Unsupported, "version 0"},
+		"a newer version":       {replace(`"version": 2,`, `"version": 3,`), fault.Unsupported, "version 3"},
 		"an unknown field":      {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
 		"a wrong type":          {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
 		"an unknown entry":      {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
@@ -149,7 +163,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(good)
 	f.Add(minimal)
 	f.Add(bytes.Replace(good, []byte(`"entry"`), []byte(`"Entry"`), 1))
-	f.Add(bytes.Replace(minimal, []byte(`"version": 1`), []byte(`"version": 1.0`), 1))
+	f.Add(bytes.Replace(minimal, []byte(`"version": 2`), []byte(`"version": 2.0`), 1))
 	f.Add([]byte(`{"version":1}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		d, err := Parse("host.json", data)

@@ -357,7 +357,7 @@ func grantOf(agent *manifest.Manifest, vd *verifier.Verdict, j *judgement) *gran
 	// Not null in JSON, where nothing is granted or was asked for.
 	return &grantInfo{
 		Trust:     vd.Trust,
-		Granted:   append([]string{}, grant.Capabilities...),
+		Granted:   grant.Capabilities(),
 		Decisions: append([]capability.Decision{}, grant.Decisions...),
 	}
 }

@@ -362,18 +362,19 @@ func (a *app) document(r *runnable, path string, args []string, o *runOptions, g
 		Manifest: r.agent, Trust: string(r.verdict.Trust), Policy: r.policy, Given: given, Operator: true,
 	})
 	doc := &hostdoc.Document{
-		Agent:        hostdoc.Agent{ID: r.name, Reference: r.ref, Module: digest.FromBytes(r.data).String(), Manifest: r.artifact.String(), Trust: string(r.verdict.Trust)},
-		Instance:     "run-" + a.now().UTC().Format("20060102T150405.000"),
-		Entry:        r.entry,
-		Module:       path,
-		Args:         append([]string{r.name}, args...),
-		Env:          grant.Env,
-		Preopens:     grant.Preopens,
-		Config:       grant.Config,
-		Capabilities: grant.Capabilities,
-		Limits:       hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
-		LogFormat:    "json",
-		Notices:      grant.Withheld,
+		Agent:     hostdoc.Agent{ID: r.name, Reference: r.ref, Module: digest.FromBytes(r.data).String(), Manifest: r.artifact.String(), Trust: string(r.verdict.Trust)},
+		Instance:  "run-" + a.now().UTC().Format("20060102T150405.000"),
+		Entry:     r.entry,
+		Module:    path,
+		Args:      append([]string{r.name}, args...),
+		Env:       grant.Env,
+		Preopens:  grant.Preopens,
+		Config:    grant.Config,
+		Grants:    grant.Grants,
+		Denials:   grant.Denials(),
+		Limits:    hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
+		LogFormat: "json",
+		Notices:   grant.Withheld,
 	}
 	if display.IsTerminal(a.stderr) {
 		doc.LogFormat = "text"
