@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/owndir"
 )
 
 const (
@@ -36,7 +36,7 @@ const (
 	moduleSuffix = ".cwasm"
 	macSuffix    = ".mac"
 	failSuffix   = ".failed"
-	tempPrefix   = ".tmp-"
+	tempPrefix   = owndir.TempPrefix
 	jailPrefix   = "jail-"
 
 	// maxCompiled is far more than code ever is: six times the module.
@@ -71,8 +71,8 @@ func Open(opts Options) (*Cache, error) {
 		if dir == "" {
 			continue
 		}
-		if err := ownDir(dir); err != nil {
-			return nil, err
+		if err := owndir.Make(dir); err != nil {
+			return nil, diskError(err, dir, "cannot use the directory")
 		}
 	}
 	if err := checkExec(opts.Dir); err != nil {
@@ -87,31 +87,6 @@ func Open(opts Options) (*Cache, error) {
 		return nil, err
 	}
 	return &Cache{opts: opts, secret: secret, features: features, maxCompiled: maxCompiled, maxMemory: limits.CompileMemory}, nil
-}
-
-// ownDir makes dir, or checks that it is nobody else's: who can write here
-// decides what code runs.
-func ownDir(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return diskError(err, dir, "cannot make the directory")
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return diskError(err, dir, "cannot make the directory")
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return diskError(err, dir, "cannot use the directory")
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !info.IsDir():
-		return fault.New(fault.Internal, dir, "is not a directory")
-	case !ok || int(st.Uid) != os.Geteuid():
-		return fault.New(fault.Internal, dir, "belongs to another user").WithHint("the cache of compiled modules must be the running user's own")
-	case info.Mode().Perm()&0o077 != 0:
-		return fault.New(fault.Internal, dir, "mode %04o lets others in", info.Mode().Perm()).WithHint("run: chmod 700 %s", dir)
-	}
-	return nil
 }
 
 // checkExec refuses a directory whose files cannot be mapped executable, which
@@ -186,14 +161,14 @@ func nodeKey(dir string) ([]byte, error) {
 }
 
 func readKey(path string) ([]byte, error) {
-	data, info, err := readSmall(path)
+	data, info, err := owndir.Read(path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		return nil, fault.Wrap(err, fault.Internal, path, "cannot read the key of the cache")
 	}
-	if len(data) != sha256.Size || info.Mode().Perm() != 0o600 || !mine(info) {
+	if len(data) != sha256.Size || info.Mode().Perm() != 0o600 || !owndir.Mine(info) {
 		return nil, fault.New(fault.Internal, path, "the key of the cache is damaged").
 			WithHint("remove the file: every module is then compiled again")
 	}
@@ -278,7 +253,7 @@ func (c *Cache) newMAC(purpose, key string) hash.Hash {
 // is none, another error if it is not to be trusted.
 func (c *Cache) lookup(key string) (Entry, error) {
 	path := c.path(key)
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := owndir.Open(path)
 	if err != nil {
 		return Entry{}, err
 	}
@@ -287,14 +262,14 @@ func (c *Cache) lookup(key string) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	if !info.Mode().IsRegular() || !mine(info) || info.Mode().Perm()&0o222 != 0 {
+	if !info.Mode().IsRegular() || !owndir.Mine(info) || info.Mode().Perm()&0o222 != 0 {
 		return Entry{}, fmt.Errorf("it is %s, not a read-only file of this user", info.Mode())
 	}
 	e := Entry{Path: path, Size: info.Size(), Hit: true}
 	if value, ok := c.recall(key, info); ok && value == "checked" {
 		return e, nil
 	}
-	want, _, err := readSmall(c.macPath(key))
+	want, _, err := owndir.Read(c.macPath(key))
 	if err != nil {
 		// Not [fs.ErrNotExist]: an entry without its code must go.
 		return Entry{}, errors.New("its authentication code cannot be read: " + err.Error())
@@ -355,22 +330,13 @@ func (c *Cache) remove(key string) error {
 	return errors.Join(errs...)
 }
 
-// identity changes whenever the content of a file can have changed.
-func identity(info fs.FileInfo) string {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return ""
-	}
-	return fmt.Sprintf("%d:%d:%d.%d:%d.%d:%d", st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec, st.Mtim.Sec, st.Mtim.Nsec, st.Size)
-}
-
 // recall returns what was remembered about a file, if it is still that file.
 func (c *Cache) recall(name string, info fs.FileInfo) (string, bool) {
 	if c.opts.Memory == "" {
 		return "", false
 	}
 	path := filepath.Join(c.opts.Memory, name)
-	data, _, err := readSmall(path)
+	data, _, err := owndir.Read(path)
 	if err != nil || len(data) < sha256.Size {
 		return "", false
 	}
@@ -389,26 +355,18 @@ func (c *Cache) remember(name string, info fs.FileInfo, value string) {
 	if c.opts.Memory == "" {
 		return
 	}
-	f, err := tempFile(c.opts.Memory, "")
-	if err != nil {
-		return
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(append(c.memoMAC(name, info, value), value...))
-	if errors.Join(err, f.Close()) == nil {
-		_ = os.Rename(f.Name(), filepath.Join(c.opts.Memory, name))
-	}
+	_ = owndir.Write(filepath.Join(c.opts.Memory, name), append(c.memoMAC(name, info, value), value...))
 }
 
 func (c *Cache) memoMAC(name string, info fs.FileInfo, value string) []byte {
 	m := c.newMAC("memory", name)
-	fmt.Fprintf(m, "%s\x00%s", identity(info), value)
+	fmt.Fprintf(m, "%s\x00%s", owndir.Identity(info), value)
 	return m.Sum(nil)
 }
 
 // failedSince returns the failure that another holder of the lock left after t.
 func (c *Cache) failedSince(key string, t time.Time) error {
-	data, info, err := readSmall(filepath.Join(c.opts.Dir, key+failSuffix))
+	data, info, err := owndir.Read(filepath.Join(c.opts.Dir, key+failSuffix))
 	if err != nil || len(data) < sha256.Size || info.ModTime().Before(t) {
 		return nil //nolint:nilerr // no failure can be read, so none is shared
 	}
@@ -516,32 +474,6 @@ func (c *Cache) openHost() (*hostBinary, error) {
 func sum(s string) []byte {
 	h := sha256.Sum256([]byte(s))
 	return h[:]
-}
-
-// mine tells whether the file is the running user's.
-func mine(info fs.FileInfo) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && int(st.Uid) == os.Geteuid()
-}
-
-// readSmall reads one of the cache's own little files, and never a planted
-// device, pipe or link.
-func readSmall(path string) ([]byte, fs.FileInfo, error) {
-	const most = 16 * limits.KiB
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, nil, fmt.Errorf("%s is %s of %d bytes", path, info.Mode(), info.Size())
-	}
-	data, err := io.ReadAll(io.LimitReader(f, most))
-	return data, info, err
 }
 
 // tempFile makes a file of mode 0600 that nobody looks for. It is made under

@@ -39,7 +39,7 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 		return nil, err
 	}
 	// A node has its lists compiled long before.
-	if err := fetch.Refresh(ctx, v.Policy(), cfg, nil, time.Now, true); err != nil {
+	if err := fetch.Refresh(ctx, v, cfg, nil, true); err != nil {
 		return nil, err
 	}
 	read := func() (verifier.Input, error) {

@@ -102,6 +102,7 @@ type crlFile struct {
 
 // Policy is what a node enforces. It is immutable; make one with [ParsePolicy].
 type Policy struct {
+	digest      digest.Digest // of file name and content
 	scopes      []scope
 	outside     bool // ordinary images outside the scopes may run
 	exempt      map[digest.Digest]bool
@@ -161,6 +162,7 @@ func ParsePolicy(file string, data []byte) (*Policy, error) {
 	}
 	c := policyCompiler{file: file, lines: lines}
 	p := c.compile(&f)
+	p.digest = digest.FromString(file + "\x00" + string(data))
 	if len(c.problems) > 0 {
 		return nil, errors.Join(c.problems...)
 	}

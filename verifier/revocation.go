@@ -3,6 +3,7 @@ package verifier
 import (
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -130,14 +131,8 @@ type diskRevocation struct {
 type cachedIndex struct {
 	ix    *CRLIndex
 	err   error
-	index fileStamp // of the index file
-	list  fileStamp // of the list's file
-}
-
-// fileStamp tells one state of a file from another.
-type fileStamp struct {
-	size     int64
-	modified time.Time
+	index string // the index file's stamp
+	list  string // that of the list's file
 }
 
 func newDiskRevocation(state string, p *Policy, clock func() time.Time) *diskRevocation {
@@ -152,9 +147,23 @@ func newDiskRevocation(state string, p *Policy, clock func() time.Time) *diskRev
 
 // Index implements [RevocationSource].
 func (r *diskRevocation) Index(issuer *x509.Certificate) (*CRLIndex, error) {
+	ix, _, err := r.index(issuer)
+	return ix, err
+}
+
+// index also returns the stamps of the files that were asked.
+func (r *diskRevocation) index(issuer *x509.Certificate) (*CRLIndex, map[string]string, error) {
 	key := issuerKey(issuer)
-	file := r.files[issuer.Subject.String()]
-	now := cachedIndex{index: stamp(indexPath(r.state, key)), list: stamp(file)}
+	index, list := indexPath(r.state, key), r.files[issuer.Subject.String()]
+	stamps := map[string]string{index: Stamp(index)}
+	if list != "" {
+		stamps[list] = Stamp(list)
+	}
+	ix, err := r.read(issuer, key, list, cachedIndex{index: stamps[index], list: stamps[list]})
+	return ix, stamps, err
+}
+
+func (r *diskRevocation) read(issuer *x509.Certificate, key, file string, now cachedIndex) (*CRLIndex, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c, ok := r.known[key]; ok && c.index == now.index && c.list == now.list {
@@ -179,15 +188,14 @@ func (r *diskRevocation) Index(issuer *x509.Certificate) (*CRLIndex, error) {
 	return now.ix, now.err
 }
 
-func stamp(path string) fileStamp {
-	if path == "" {
-		return fileStamp{}
-	}
+// Stamp tells one state of a file from another. A file that cannot be looked at
+// has a stamp too.
+func Stamp(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
-		return fileStamp{size: -1}
+		return "absent"
 	}
-	return fileStamp{size: info.Size(), modified: info.ModTime().UTC()}
+	return fmt.Sprintf("%d %d%s", info.Size(), info.ModTime().UnixNano(), inode(info))
 }
 
 // Issuers finds the certificates that may have signed the source's list: the

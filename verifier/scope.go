@@ -3,7 +3,7 @@ package verifier
 import (
 	"strings"
 
-	"github.com/distribution/reference"
+	"github.com/mentatlab/mentat/oci"
 )
 
 // name is a reference taken apart: host/path, and the tag if there is one. The
@@ -16,19 +16,11 @@ type name struct {
 // parseName reads a reference as container clients do. What cannot be read is
 // unknown: no scope but "*" covers it.
 func parseName(ref string) name {
-	named, err := reference.ParseDockerRef(ref)
-	if ref == "" || err != nil {
+	named, ok := oci.ParseReference(ref)
+	if !ok {
 		return name{}
 	}
-	n := name{repository: normalRepository(named.Name())}
-	// ParseDockerRef drops the tag of a reference with tag and digest, and adds
-	// "latest" where there is neither; the author's own words count here.
-	if full, err := reference.ParseNormalizedNamed(ref); err == nil {
-		if tagged, ok := full.(reference.Tagged); ok {
-			n.tag = tagged.Tag()
-		}
-	}
-	return n
+	return name{repository: normalRepository(named.Name), tag: named.Tag}
 }
 
 // normalRepository gives one name to what reaches the same server: spelling a
@@ -55,8 +47,8 @@ func validRepository(s string) bool {
 	if !ok || host != strings.ToLower(host) || !(strings.ContainsAny(host, ".:") || host == "localhost") {
 		return false
 	}
-	named, err := reference.ParseNamed(s)
-	return err == nil && reference.IsNameOnly(named) && named.Name() == s
+	named, ok := oci.ParseReference(s)
+	return ok && named == (oci.Reference{Name: s})
 }
 
 // pattern is one way a scope matches: a repository, everything below a path, or

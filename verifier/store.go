@@ -79,12 +79,16 @@ func LoadStores(dir string, p *Policy) (map[string]*Store, error) {
 
 func checkRoot(c *x509.Certificate) error {
 	switch {
-	case !bytes.Equal(c.RawSubject, c.RawIssuer) || c.CheckSignatureFrom(c) != nil:
-		return fault.New(fault.PolicyInvalid, certName(c), "is not self-signed; a trust store holds roots only")
+	case !bytes.Equal(c.RawSubject, c.RawIssuer):
+		return notSelfSigned(c)
 	case !c.BasicConstraintsValid || !c.IsCA || c.KeyUsage&x509.KeyUsageCertSign == 0:
 		return fault.New(fault.PolicyInvalid, certName(c), "is not a CA certificate")
 	}
 	return checkKey(c)
+}
+
+func notSelfSigned(c *x509.Certificate) error {
+	return fault.New(fault.PolicyInvalid, certName(c), "is not self-signed; a trust store holds roots only")
 }
 
 func validStoreName(s string) bool {

@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -21,9 +23,11 @@ import (
 // goroutines.
 type Verifier struct {
 	policy     *Policy
-	roots      map[string]*x509.CertPool // by scope name
+	stores     map[string]*Store
+	roots      func() (map[string]*x509.CertPool, error) // by scope name
 	revocation RevocationSource
 	clock      func() time.Time
+	rules      digest.Digest
 }
 
 // Config is what a verifier is made of.
@@ -44,28 +48,57 @@ func New(c Config) (*Verifier, error) {
 	if c.Clock == nil {
 		return nil, fault.New(fault.Internal, "verifier", "has no clock")
 	}
-	v := &Verifier{policy: c.Policy, revocation: c.Revocation, clock: c.Clock, roots: map[string]*x509.CertPool{}}
+	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, clock: c.Clock}
 	if c.Policy == nil {
 		return v, nil
 	}
 	if c.Revocation == nil {
 		return nil, fault.New(fault.PolicyInvalid, "verifier", "has a policy but no revocation data")
 	}
+	rules := sha256.New()
+	fmt.Fprintf(rules, "%s\x00", c.Policy.digest)
 	for _, s := range c.Policy.scopes {
-		pool := x509.NewCertPool()
 		for _, name := range s.stores {
 			store := c.Stores[name]
 			if store == nil {
 				return nil, fault.New(fault.PolicyInvalid, "scope "+s.name, "names the trust store %q, which does not exist", name)
 			}
 			for _, root := range store.roots {
+				fmt.Fprintf(rules, "%q %d %x\x00", s.name, len(root.Raw), root.Raw)
+			}
+		}
+	}
+	v.roots = sync.OnceValues(v.pools)
+	v.rules = digest.NewDigest(digest.SHA256, rules)
+	return v, nil
+}
+
+// pools are the roots that each scope trusts. Their own signatures are checked
+// here, when a chain is about to be held to them: that is dear, and a verdict that
+// is remembered needs none of it.
+func (v *Verifier) pools() (map[string]*x509.CertPool, error) {
+	for _, store := range v.stores {
+		for _, root := range store.roots {
+			if err := root.CheckSignatureFrom(root); err != nil {
+				return nil, fault.Wrap(notSelfSigned(root), fault.PolicyInvalid, "trust store "+store.name, "holds what is no root")
+			}
+		}
+	}
+	pools := map[string]*x509.CertPool{}
+	for _, s := range v.policy.scopes {
+		pool := x509.NewCertPool()
+		for _, name := range s.stores {
+			for _, root := range v.stores[name].roots {
 				pool.AddCert(root)
 			}
 		}
-		v.roots[s.name] = pool
+		pools[s.name] = pool
 	}
-	return v, nil
+	return pools, nil
 }
+
+// Stores are the trust stores, by name.
+func (v *Verifier) Stores() map[string]*Store { return v.stores }
 
 // Open makes a verifier from a node's files. Without a configured policy it is
 // in developer mode; a policy that is configured but missing, unreadable or
@@ -94,6 +127,14 @@ func LoadPolicy(path string) (*Policy, error) {
 	}
 	return ParsePolicy(path, data)
 }
+
+// Rules identifies the policy and the roots of its stores: two verifiers with
+// the same rules judge alike, but for the clock and revocation data. It is empty
+// in developer mode.
+func (v *Verifier) Rules() digest.Digest { return v.rules }
+
+// Now is the verifier's clock.
+func (v *Verifier) Now() time.Time { return v.clock() }
 
 // Policy is the verifier's policy, nil in developer mode.
 func (v *Verifier) Policy() *Policy { return v.policy }
@@ -134,6 +175,9 @@ func (v *Verifier) Verify(ctx context.Context, in Input) *Verdict {
 		return vd
 	}
 	vd.Allowed = true
+	if vd.Signer == nil {
+		vd.Rests = Rests{} // without a signature there is nothing that was dear to check
+	}
 	return vd
 }
 
@@ -145,6 +189,13 @@ type judge struct {
 	verdict *Verdict
 	scope   *scope
 	name    name
+}
+
+// until says when the judgement may come out otherwise.
+func (j *judge) until(t time.Time) {
+	if r := &j.verdict.Rests; r.Until.IsZero() || t.Before(r.Until) {
+		r.Until = t
+	}
 }
 
 // check records the outcome of one check and passes its error on.
@@ -287,11 +338,21 @@ func (j *judge) unsigned(a *oci.Artifact) error {
 
 // trust holds an intact attestation to the scope.
 func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
-	path, err := verifyChain(att.Chain, j.roots[j.scope.name], j.now)
+	roots, err := j.roots()
+	if err != nil {
+		return j.check("chain", err, "")
+	}
+	path, err := verifyChain(att.Chain, roots[j.scope.name], j.now)
 	if err := j.check("chain", err, "%s", chainText(path)); err != nil {
 		return err
 	}
 	leaf := path[0]
+	for _, c := range path {
+		j.until(c.NotAfter)
+	}
+	if !att.notAfter.IsZero() {
+		j.until(att.notAfter)
+	}
 	email, err := j.identity(leaf)
 	j.verdict.Signer = &Signer{
 		Email:       email,
@@ -370,7 +431,7 @@ func (j *judge) revoked(path []*x509.Certificate) (fresh bool, err error) {
 }
 
 func (j *judge) revokedOne(c, issuer *x509.Certificate) (fresh bool, err error) {
-	ix, err := j.revocation.Index(issuer)
+	ix, err := j.index(issuer)
 	if ix == nil {
 		switch {
 		case err != nil:
@@ -398,9 +459,25 @@ func (j *judge) revokedOne(c, issuer *x509.Certificate) (fresh bool, err error) 
 			WithHint("its issuer publishes a new one (mentatctl pki crl); then refresh")
 	case j.now.After(next):
 		j.warn("the revocation list of %q is out of date since %s; the policy's grace holds until %s", issuer.Subject, next.Format(timeLayout), next.Add(j.policy.grace).Format(timeLayout))
+		j.until(next.Add(j.policy.grace))
 		return false, nil
 	}
+	j.until(next)
 	return true, nil
+}
+
+// index notes the files that the answer depends on.
+func (j *judge) index(issuer *x509.Certificate) (*CRLIndex, error) {
+	onDisk, ok := j.revocation.(*diskRevocation)
+	if !ok {
+		return j.revocation.Index(issuer)
+	}
+	ix, files, err := onDisk.index(issuer)
+	if j.verdict.Rests.Files == nil {
+		j.verdict.Rests.Files = map[string]string{}
+	}
+	maps.Copy(j.verdict.Rests.Files, files)
+	return ix, err
 }
 
 func (j *judge) binding(att *Attestation) error {
@@ -487,6 +564,22 @@ type Verdict struct {
 	Agent    string   `json:"agent,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
 	Checks   []Check  `json:"checks,omitempty"`
+	// Remembered tells that the checks were made by an earlier judgement of the
+	// same, on this node.
+	Remembered bool `json:"remembered,omitempty"`
+	// Rests says how long the verdict holds.
+	Rests Rests `json:"-"`
+}
+
+// Rests is what a verdict rests on beside the artifact, the reference and
+// [Verifier.Rules].
+type Rests struct {
+	// Until is when it may come out otherwise for the passing of time alone; zero
+	// for a verdict that is not worth keeping.
+	Until time.Time
+	// Files are revocation data by path, each with its [Stamp] from before it was
+	// read.
+	Files map[string]string
 }
 
 // Signer is who signed, from the certificate.
@@ -527,6 +620,9 @@ func (vd *Verdict) Line() string {
 	}
 	if vd.Agent != "" {
 		parts = append(parts, vd.Agent)
+	}
+	if vd.Remembered {
+		parts = append(parts, "as judged before")
 	}
 	return fault.OneLine(strings.Join(append(parts, string(vd.Digest)), ", "))
 }

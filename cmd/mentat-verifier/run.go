@@ -156,7 +156,7 @@ func parseRequest(args []string, stdin io.Reader, log io.Writer) (request, error
 func (g *gate) refresh(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify) {
 	ctx, cancel := context.WithTimeout(ctx, refreshBudget)
 	defer cancel()
-	if err := fetch.Refresh(ctx, v.Policy(), cfg, nil, g.clock, false); err != nil {
+	if err := fetch.Refresh(ctx, v, cfg, nil, false); err != nil {
 		fmt.Fprintln(g.log, fault.OneLine(fmt.Sprintf("mentat-verifier: revocation lists: %v", err)))
 	}
 }

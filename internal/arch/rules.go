@@ -27,7 +27,7 @@ type Part struct {
 const Anything = "*"
 
 // Foundation may be imported by every part.
-var Foundation = []string{"internal/fault", "internal/limits", "internal/hostdoc", "internal/nodeconfig", "internal/version", "internal/atomicfile"}
+var Foundation = []string{"internal/fault", "internal/limits", "internal/hostdoc", "internal/nodeconfig", "internal/version", "internal/atomicfile", "internal/owndir"}
 
 // leaf tells whether a part may be imported by nobody: commands, and what only
 // tests, shows or measures.
@@ -47,6 +47,7 @@ var Parts = []Part{
 	{"internal/nodeconfig", "the node's config.toml", nil},
 	{"internal/version", "which build this is", nil},
 	{"internal/atomicfile", "files that appear whole or not at all", nil},
+	{"internal/owndir", "small files in a directory of the user's own", nil},
 	{"manifest", "manifest.yaml: types, strict parsing, capability strings, canonical JSON, reading a module without an engine", nil},
 	{"oci", "the artifact as bytes: build, read, layout on disk", []string{"manifest"}},
 	{"oci/remote", "registries", []string{"oci"}},
@@ -59,7 +60,8 @@ var Parts = []Part{
 	{"bundle", "one OCI bundle made ready: find, classify, verify, grant, rewrite", []string{"manifest", "oci", "verifier", "verifier/fetch", "capability", "aot"}},
 	{"shim", "containerd's task service, wrapped", []string{"bundle"}},
 	{"sdk", "the guest SDKs' sources, carried by mentatctl", nil},
-	{"cmd/containerd-shim-mentat-v1", "the shim", []string{"shim"}},
+	{"cmd/containerd-shim-mentat-v1", "what containerd runs, the shim's first step", []string{"shim"}},
+	{"cmd/mentat-shim", "the shim", []string{"shim"}},
 	{"cmd/mentat", "an OCI runtime command line over the same bundle", []string{"bundle"}},
 	{"cmd/mentat-host", "the static binary that becomes the container's process", []string{"host"}},
 	{"cmd/mentat-verifier", "containerd's image verifier executable", []string{"oci", "oci/remote", "verifier", "verifier/fetch"}},
@@ -100,9 +102,14 @@ var Bans = []Ban{
 		Why:   "the host runs hostile code inside the container: it must not hold a client of the daemon outside",
 	},
 	{
-		From:  []string{"shim", "bundle", "verifier", "oci", "manifest", "capability", "aot", "cmd/containerd-shim-mentat-v1", "cmd/mentat", "cmd/mentat-verifier", "cmd/mentatctl"},
+		From:  []string{"shim", "bundle", "verifier", "oci", "manifest", "capability", "aot", "cmd/containerd-shim-mentat-v1", "cmd/mentat-shim", "cmd/mentat", "cmd/mentat-verifier", "cmd/mentatctl"},
 		Reach: []string{"github.com/bytecodealliance/wasmtime-go"},
 		Why:   "only mentat-host holds an engine: root processes never parse or compile a module natively",
+	},
+	{
+		From:  []string{"shim/launch", "cmd/containerd-shim-mentat-v1"},
+		Reach: []string{"github.com/containerd/containerd", "google.golang.org", "net", "regexp"},
+		Why:   "every start waits for this program to be loaded",
 	},
 	{
 		From:  []string{"=verifier"},

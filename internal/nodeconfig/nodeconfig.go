@@ -44,6 +44,8 @@ type Verify struct {
 	Trust string `toml:"trust"`
 	// State holds compiled revocation lists.
 	State string `toml:"state"`
+	// Memory is a tmpfs directory that remembers verdicts.
+	Memory string `toml:"memory"`
 	// HostsDir is containerd's registry host directory, used by the pull gate.
 	HostsDir string `toml:"hosts_dir"`
 	// DockerConfig is the credentials file used by the pull gate.
@@ -74,7 +76,7 @@ const policyName = "policy.yaml"
 
 func defaults() *Config {
 	return &Config{
-		Verify:  Verify{Trust: "trust", State: "/var/lib/mentat/revocation", HostsDir: "/etc/containerd/certs.d"},
+		Verify:  Verify{Trust: "trust", State: "/var/lib/mentat/revocation", Memory: "/run/mentat/verdicts", HostsDir: "/etc/containerd/certs.d"},
 		Cache:   Cache{Dir: "/var/lib/mentat/modules", Memory: "/run/mentat/modules"},
 		Runtime: Runtime{Binary: "runc"},
 	}
@@ -175,7 +177,7 @@ func exactKeys(path string, data []byte) error {
 }
 
 func (c *Config) resolve() (*Config, error) {
-	for _, p := range []*string{&c.Verify.Policy, &c.Verify.Trust, &c.Verify.State, &c.Verify.HostsDir, &c.Verify.DockerConfig, &c.Host.Binary, &c.Cache.Dir, &c.Cache.Memory} {
+	for _, p := range []*string{&c.Verify.Policy, &c.Verify.Trust, &c.Verify.State, &c.Verify.Memory, &c.Verify.HostsDir, &c.Verify.DockerConfig, &c.Host.Binary, &c.Cache.Dir, &c.Cache.Memory} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(c.Dir, *p)
 		}

@@ -44,6 +44,7 @@ func TestRelativePathsAreRelativeToTheFile(t *testing.T) {
 policy = "p.yaml"
 trust = "/abs/trust"
 state = "s"
+memory = "v"
 hosts_dir = "h"
 docker_config = "d.json"
 [host]
@@ -58,7 +59,7 @@ binary = "runc-of-mine"
 		t.Fatal(err)
 	}
 	want := &Config{
-		Verify:  Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", HostsDir: dir + "/h", DockerConfig: dir + "/d.json"},
+		Verify:  Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", Memory: dir + "/v", HostsDir: dir + "/h", DockerConfig: dir + "/d.json"},
 		Host:    Host{Binary: dir + "/bin/mentat-host"},
 		Cache:   Cache{Dir: dir + "/c", Memory: dir + "/m"},
 		Runtime: Runtime{Binary: "runc-of-mine"},

@@ -29,31 +29,28 @@ const (
 	lockFile       = ".lock"
 )
 
-// Refresh fetches the revocation lists of the policy that are due, or all with
-// force, and writes their indexes into cfg.State. A nil policy needs none. A nil
-// client is one with short time-outs. It returns the joined errors of the
+// Refresh fetches the revocation lists of the verifier's policy that are due, or
+// all with force, and writes their indexes into cfg.State. Without a policy there
+// are none. A nil client is one with short time-outs. It returns the joined errors of the
 // sources that failed: [fault.Unavailable] for a server, [fault.RevocationUnknown]
 // for a list that cannot be used, [fault.PolicyInvalid] for the configuration.
-func Refresh(ctx context.Context, p *verifier.Policy, cfg nodeconfig.Verify, client *http.Client, clock func() time.Time, force bool) error {
+func Refresh(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, client *http.Client, force bool) error {
+	p := v.Policy()
 	if p == nil || len(p.CRLs()) == 0 {
 		return nil
 	}
 	if client == nil {
 		client = newClient()
 	}
-	stores, err := verifier.LoadStores(cfg.Trust, p)
-	if err != nil {
-		return err
-	}
 	if err := os.MkdirAll(cfg.State, 0o755); err != nil {
 		return fault.Wrap(err, fault.Internal, cfg.State, "cannot make the directory for revocation data")
 	}
-	r := refresher{client: client, state: cfg.State, now: clock(), force: force}
+	r := refresher{client: client, state: cfg.State, now: v.Now(), force: force}
 	sources := p.CRLs()
 	errs := make([]error, len(sources))
 	var wg sync.WaitGroup
 	for i, src := range sources {
-		wg.Go(func() { errs[i] = r.source(ctx, src, stores) })
+		wg.Go(func() { errs[i] = r.source(ctx, src, v.Stores()) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)

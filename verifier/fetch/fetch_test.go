@@ -23,12 +23,11 @@ import (
 
 // node has a policy with the root's list in a file and the agent CA's at a URL.
 type node struct {
-	t      *testing.T
-	pki    *testpki.PKI
-	dir    string
-	cfg    nodeconfig.Verify
-	policy *verifier.Policy
-	now    time.Time
+	t   *testing.T
+	pki *testpki.PKI
+	dir string
+	cfg nodeconfig.Verify
+	now time.Time
 
 	hits atomic.Int32
 	mu   sync.Mutex
@@ -61,18 +60,8 @@ func newNode(t *testing.T) *node {
 	n.put("agent-ca.pem", testpki.PEM(n.pki.Agent))
 	n.put("root.crl", n.pki.RootCRL())
 	n.put("policy.yaml", fmt.Appendf(nil, policyText, server.URL))
-	n.load()
 	n.serve(n.pki.AgentCRL())
 	return n
-}
-
-func (n *node) load() {
-	n.t.Helper()
-	p, err := verifier.LoadPolicy(n.cfg.Policy)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.policy = p
 }
 
 func (n *node) put(name string, data []byte) {
@@ -97,7 +86,15 @@ func (n *node) handle(page http.HandlerFunc) {
 }
 
 func (n *node) refresh(force bool) error {
-	return fetch.Refresh(n.t.Context(), n.policy, n.cfg, nil, func() time.Time { return n.now }, force)
+	v, err := n.verifier(func() time.Time { return n.now })
+	if err != nil {
+		return err
+	}
+	return fetch.Refresh(n.t.Context(), v, n.cfg, nil, force)
+}
+
+func (n *node) verifier(clock func() time.Time) (*verifier.Verifier, error) {
+	return verifier.Open(n.cfg, clock)
 }
 
 func (n *node) index(issuer *x509.Certificate) *verifier.CRLIndex {
@@ -182,7 +179,6 @@ func TestAnotherURLIsDue(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.put("policy.yaml", []byte(strings.Replace(string(text), "/agent.crl", "/lists/agent.crl", 1)))
-	n.load()
 	if err := n.refresh(false); err != nil || n.hits.Load() != 2 {
 		t.Errorf("%v, %d requests", err, n.hits.Load())
 	}
@@ -261,7 +257,11 @@ func TestASilentServerIsGivenUp(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err := fetch.Refresh(ctx, n.policy, n.cfg, nil, testpki.Clock, false)
+	v, err := n.verifier(testpki.Clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = fetch.Refresh(ctx, v, n.cfg, nil, false)
 	if fault.ReasonOf(err) != fault.Unavailable || ctx.Err() == nil {
 		t.Errorf("%v", err)
 	}
@@ -281,7 +281,6 @@ func TestTheConfigurationMustFit(t *testing.T) {
 				t.Fatal(err)
 			}
 			n.put("policy.yaml", []byte(strings.Replace(string(text), c.old, c.with, 1)))
-			n.load()
 			if err := n.refresh(false); fault.ReasonOf(err) != fault.PolicyInvalid {
 				t.Errorf("%v", err)
 			}
@@ -294,7 +293,11 @@ func TestTheConfigurationMustFit(t *testing.T) {
 
 func TestNothingConfiguredNeedsNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	if err := fetch.Refresh(t.Context(), nil, nodeconfig.Verify{State: dir}, nil, testpki.Clock, true); err != nil {
+	v, err := verifier.Open(nodeconfig.Verify{State: dir}, testpki.Clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fetch.Refresh(t.Context(), v, nodeconfig.Verify{State: dir}, nil, true); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(dir); err == nil {

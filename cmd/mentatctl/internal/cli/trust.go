@@ -108,7 +108,7 @@ func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verif
 	if err != nil {
 		return nil, err
 	}
-	if err := fetch.Refresh(ctx, v.Policy(), cfg, nil, a.now, false); err != nil {
+	if err := fetch.Refresh(ctx, v, cfg, nil, false); err != nil {
 		// The verdict says what it means that a list is not there or too old.
 		a.printer().Note("warning: revocation lists were not refreshed: %v", err)
 	}
