@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -98,6 +99,7 @@ func Read(ctx context.Context, f Fetcher, raw []byte) (*Artifact, error) {
 	if a.Module != nil && a.Module.Size > limits.ModuleBytes {
 		return nil, a.invalid("the module has %d bytes, over the limit of %d bytes", a.Module.Size, limits.ModuleBytes)
 	}
+	agent := a.fetchAgent(ctx, f)
 	if err := a.readConfig(ctx, f); err != nil {
 		return nil, err
 	}
@@ -108,7 +110,7 @@ func Read(ctx context.Context, f Fetcher, raw []byte) (*Artifact, error) {
 	if others {
 		return nil, a.invalid("an agent's layers are tar layers, the agent manifest and the module, nothing else")
 	}
-	data, err := ReadBlob(ctx, f, *a.AgentDesc, limits.AgentManifestBytes)
+	data, err := agent()
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +125,16 @@ func Read(ctx context.Context, f Fetcher, raw []byte) (*Artifact, error) {
 
 func (a *Artifact) invalid(format string, args ...any) error {
 	return fault.New(fault.ArtifactInvalid, string(a.Digest), format, args...)
+}
+
+// fetchAgent begins to read the agent manifest, if there is one.
+func (a *Artifact) fetchAgent(ctx context.Context, f Fetcher) func() ([]byte, error) {
+	if a.AgentDesc == nil {
+		return nil
+	}
+	read := sync.OnceValues(func() ([]byte, error) { return ReadBlob(ctx, f, *a.AgentDesc, limits.AgentManifestBytes) })
+	go read() //nolint:errcheck // whoever wants it calls it again
+	return read
 }
 
 func (a *Artifact) readConfig(ctx context.Context, f Fetcher) error {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
@@ -49,11 +48,11 @@ func (a *app) client(f *remoteFlags, p *display.Progress) (*remote.Client, error
 // repositoryOf is the repository of a reference, host/path, as the verifier
 // compares it.
 func repositoryOf(ref string) (string, error) {
-	named, err := reference.ParseNormalizedNamed(ref)
-	if err != nil {
-		return "", fault.Wrap(err, fault.Usage, ref, "not an image reference")
+	named, ok := oci.ParseReference(ref)
+	if !ok {
+		return "", fault.New(fault.Usage, ref, "not an image reference")
 	}
-	return named.Name(), nil
+	return named.Name, nil
 }
 
 // linux is what container images are for: agents run on Linux x86-64.
@@ -93,9 +92,9 @@ func (a *app) pinned(ctx context.Context, d *agentdir.Dir, ref string, o *buildO
 	if err != nil {
 		return nil, nil, err
 	}
-	named, err := reference.ParseNormalizedNamed(ref)
-	if err != nil {
-		return nil, nil, fault.Wrap(err, fault.ManifestInvalid, d.ManifestPath(), "container image %q is neither a file nor a reference", ref)
+	named, ok := oci.ParseReference(ref)
+	if !ok {
+		return nil, nil, fault.New(fault.ManifestInvalid, d.ManifestPath(), "container image %q is neither a file nor a reference", ref)
 	}
 	pin := &agentdir.Pin{Reference: ref}
 	if lock != nil && lock.Container != nil && lock.Container.Reference == ref && !o.update {
@@ -117,7 +116,7 @@ func (a *app) pinned(ctx context.Context, d *agentdir.Dir, ref string, o *buildO
 		}
 		pin.Digest = desc.Digest
 	}
-	image, err := client.Image(ctx, named.Name()+"@"+pin.Digest.String(), "")
+	image, err := client.Image(ctx, named.Name+"@"+pin.Digest.String(), "")
 	return image, pin, err
 }
 
