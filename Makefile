@@ -15,12 +15,15 @@ STAMP    := -s -w -X $(MODULE)/internal/version.Version=$(VERSION) -X $(MODULE)/
 # The revision is in the stamp; the go command's own would fail in a tree whose
 # owner is somebody else.
 GOBUILD  := go build -trimpath -buildvcs=false
+# Of our own programs: without it gRPC carries a web page for tracing into the
+# shim, which then is larger and starts slower.
+TAGS     := grpcnotrace
 
 # Static glibc warns about what wasmtime could look up and mentat-host never
 # does: users, hosts and plugins.
 QUIETLD  := $(shell ld --help 2>/dev/null | grep -q -e --no-warnings && echo -Wl,--no-warnings)
 
-PROGRAMS := mentatctl containerd-shim-mentat-v1 mentat mentat-verifier
+PROGRAMS := mentatctl containerd-shim-mentat-v1 mentat-shim mentat mentat-verifier
 # What the tests drive, pinned in a module of its own, so that none of it
 # reaches the product's go.mod.
 TOOLS    := containerd ctr containerd-shim-runc-v2 registry
@@ -55,7 +58,7 @@ demo: build tools ## [root] the main job on real parts, as a transcript (minutes
 .PHONY: build
 build: deps ## our programs, into bin/
 	@[ -e bin/mentat-host ] || echo "building MentatLab (the first time this fetches and compiles its libraries)"
-	@CGO_ENABLED=0 $(GOBUILD) -ldflags '$(STAMP)' -o bin/ $(PROGRAMS:%=./cmd/%)
+	@CGO_ENABLED=0 $(GOBUILD) -tags $(TAGS) -ldflags '$(STAMP)' -o bin/ $(PROGRAMS:%=./cmd/%)
 	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/mentat-host ./cmd/mentat-host
 
 .PHONY: tools

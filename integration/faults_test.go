@@ -754,7 +754,7 @@ func TestACacheThatCannotRunCodeIsRefusedByName(t *testing.T) {
 // build differs in bytes, as builds do.
 func install(t *testing.T, dir, build string) {
 	t.Helper()
-	for _, name := range []string{"containerd-shim-mentat-v1", "mentat", "mentat-host", "mentat-verifier", "mentatctl"} {
+	for _, name := range []string{"containerd-shim-mentat-v1", "mentat-shim", "mentat", "mentat-host", "mentat-verifier", "mentatctl"} {
 		data, err := os.ReadFile(filepath.Join(binDir(), name))
 		if err != nil {
 			t.Fatal(err)

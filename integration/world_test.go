@@ -33,7 +33,7 @@ type world struct {
 
 func newWorld(t *testing.T, cfg node.Config) *world {
 	t.Helper()
-	node.Privileged(t, "containerd-shim-mentat-v1", "mentat", "mentat-host", "mentat-verifier", "mentatctl")
+	node.Privileged(t, "containerd-shim-mentat-v1", "mentat-shim", "mentat", "mentat-host", "mentat-verifier", "mentatctl")
 	return &world{Node: node.Run(t, cfg), t: t}
 }
 

@@ -1,12 +1,11 @@
 package main
 
 import (
-	"context"
 	"os"
 
-	"github.com/mentatlab/mentat/shim"
+	"github.com/mentatlab/mentat/shim/launch"
 )
 
 func main() {
-	os.Exit(shim.Main(context.Background()))
+	os.Exit(launch.Main(os.Args, os.Stdin, os.Stdout))
 }

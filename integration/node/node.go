@@ -141,6 +141,7 @@ func (n *Node) lay() error {
 		config = fmt.Sprintf(`[verify]
 trust = "trust"
 state = %q
+memory = %q
 hosts_dir = "certs.d"
 docker_config = "docker/config.json"
 
@@ -153,7 +154,7 @@ memory = %q
 
 [runtime]
 binary = %q
-`, n.path("revocation"), filepath.Join(n.cfg.Bin, "mentat-host"), n.path("modules"), n.path("checked"), filepath.Join(n.cfg.Tools, "runc"))
+`, n.path("revocation"), n.path("verdicts"), filepath.Join(n.cfg.Bin, "mentat-host"), n.path("modules"), n.path("checked"), filepath.Join(n.cfg.Tools, "runc"))
 	}
 	if err := os.WriteFile(n.ConfigFile(), []byte(config), 0o600); err != nil {
 		return err
