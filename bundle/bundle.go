@@ -12,10 +12,10 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -29,6 +29,7 @@ import (
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/memory"
 )
 
 // Start starts a child process and returns how to wait for it. A containerd
@@ -55,6 +56,9 @@ type Options struct {
 type Preparer struct {
 	Options
 	host string
+	// memory is nil where there is none.
+	memory *memory.Memory
+	ahead  atomic.Pointer[ahead]
 }
 
 // New checks the options and finds mentat-host.
@@ -76,7 +80,14 @@ func New(o Options) (*Preparer, error) {
 		}
 		host = filepath.Join(filepath.Dir(self), "mentat-host")
 	}
-	return &Preparer{Options: o, host: host}, nil
+	p := &Preparer{Options: o, host: host}
+	if dir := o.Config.Verify.Memory; dir != "" {
+		var err error
+		if p.memory, err = memory.Open(dir); err != nil {
+			o.Log.Warn("verdicts are not remembered", "error", err)
+		}
+	}
+	return p, nil
 }
 
 // compiled finds or makes the compiled module. The cache is opened only here:
@@ -104,6 +115,10 @@ type Request struct {
 	ID, Dir string
 	// Stdin is true when a standard input is attached.
 	Stdin bool
+	// Closed is true when no stream is attached at all. Runtimes then give a process
+	// a null device that it cannot write to, and another one only where they make
+	// devices.
+	Closed bool
 	// Checkpoint is true when the container is not to begin but to go on from a
 	// checkpoint.
 	Checkpoint bool
@@ -122,28 +137,20 @@ type Result struct {
 // Prepare makes one bundle ready. The context carries containerd's namespace.
 // Every refusal is a fault with its reason.
 func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
-	// Policy, trust stores and lists are read while containerd answers.
-	open := sync.OnceValues(func() (*verifier.Verifier, error) { return p.openVerifier(ctx) })
-	go open()    //nolint:errcheck // the call below returns the same
-	defer open() //nolint:errcheck // as above; nothing goes on after the answer
-	spec, err := readSpec(req.Dir)
-	if err != nil {
-		return nil, err
+	q := p.taken(req)
+	if q == nil {
+		var err error
+		if q, err = p.inquire(ctx, req.ID, req.Dir); err != nil {
+			return nil, err
+		}
 	}
-	c, err := p.Node.Container(ctx, req.ID)
-	if err != nil {
-		return nil, unreachable(err, req.ID, "cannot find the container in containerd")
-	}
-	c.Image = p.name(ctx, c)
-	candidates, index, findErr := p.find(ctx, c, spec.Spec)
-	v, err := open()
-	if err = cmp.Or(err, findErr); err != nil {
-		return nil, err
-	}
-	found := candidates[0]
+	var side sync.WaitGroup
+	defer side.Wait()
+	c, v, spec := q.container, q.verifier, q.spec
+	found := q.candidates[0]
 	var verdict *verifier.Verdict
-	for _, a := range slices.Backward(candidates) {
-		verdict = v.Verify(ctx, verifier.Input{Reference: c.Image, Artifact: a, Index: index})
+	for _, a := range slices.Backward(q.candidates) {
+		verdict = p.verify(ctx, v, verifier.Input{Reference: c.Image, Artifact: a, Index: q.index})
 		p.Log.Info("gate", "container", req.ID, "image", c.Image, "verdict", verdict.Line())
 		if !verdict.Allowed {
 			return nil, verdict.Err
@@ -164,31 +171,136 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if err := runnable(c.Image, found); err != nil {
 		return nil, err
 	}
-	if err := p.checkSnapshot(ctx, req.ID, c, spec.Spec, found); err != nil {
+	if err := checkSnapshot(req.ID, c, q.parent, spec.Spec, found); err != nil {
 		return nil, err
 	}
 	if found.Module == nil {
 		return result, spec.restore()
 	}
-	if err := p.Node.Hold(ctx, req.ID, found.Digest); err != nil {
-		return nil, unreachable(err, req.ID, "cannot protect the agent's content from garbage collection")
-	}
+	held := begin(&side, func() (struct{}, error) {
+		if err := p.Node.Hold(ctx, req.ID, found.Digest); err != nil {
+			return struct{}{}, unreachable(err, req.ID, "cannot protect the agent's content from garbage collection")
+		}
+		return struct{}{}, nil
+	})
 	entry, err := p.compiled(ctx, *found.Module)
 	if err != nil {
 		return nil, err
 	}
 	run := wasmRun{
-		id: req.ID, dir: req.Dir, stdin: req.Stdin,
+		id: req.ID, dir: req.Dir, stdin: req.Stdin, closed: req.Closed,
 		reference: c.Image, artifact: found, verdict: verdict,
 		host: p.host, module: entry.Path,
 		grant: p.grant(v, verdict, found, spec.Spec),
 	}
-	if err := run.apply(spec); err != nil {
+	if err := run.apply(spec, held); err != nil {
 		return nil, err
 	}
 	result.WASM, result.Compiled = true, !entry.Hit
 	p.Log.Info("agent", "container", req.ID, "agent", verdict.Agent, "trust", verdict.Trust, "module", found.Module.Digest, "compiled", !entry.Hit)
 	return result, nil
+}
+
+// inquiry is what a decision is made from.
+type inquiry struct {
+	spec      *bundleSpec
+	verifier  *verifier.Verifier
+	container Container
+	// parent is the container's snapshot's parent, "" for none.
+	parent string
+	// candidates and index are what [Preparer.find] found.
+	candidates []*oci.Artifact
+	index      digest.Digest
+}
+
+// inquire reads the bundle and the policy and asks containerd. What does not
+// depend on each other goes on at the same time: a start waits for all of it.
+func (p *Preparer) inquire(ctx context.Context, id, dir string) (*inquiry, error) {
+	var all sync.WaitGroup
+	defer all.Wait()
+	open := begin(&all, func() (*verifier.Verifier, error) { return p.openVerifier(ctx) })
+	container := begin(&all, func() (Container, error) { return p.Node.Container(ctx, id) })
+	q := new(inquiry)
+	var err error
+	if q.spec, err = readSpec(dir); err != nil {
+		return nil, err
+	}
+	c, err := container()
+	if err != nil {
+		return nil, unreachable(err, id, "cannot find the container in containerd")
+	}
+	parent := begin(&all, func() (string, error) { return p.snapshotParent(ctx, c) })
+	q.container = c
+	q.container.Image = p.name(ctx, c)
+	var findErr error
+	q.candidates, q.index, findErr = p.find(ctx, q.container, q.spec.Spec, parent)
+	q.verifier, err = open()
+	if err = cmp.Or(err, findErr); err != nil {
+		return nil, err
+	}
+	q.parent, err = parent()
+	return q, err
+}
+
+// Ahead begins to inquire about a container that a [Preparer.Prepare] of the
+// same id and bundle follows for at once; it changes nothing. What goes wrong is
+// asked again then.
+func (p *Preparer) Ahead(ctx context.Context, id, dir string) {
+	a := &ahead{id: id, dir: dir, begun: p.Clock(), done: make(chan struct{})}
+	p.ahead.Store(a)
+	go func() {
+		defer close(a.done)
+		a.found, a.err = p.inquire(ctx, id, dir)
+	}()
+}
+
+// ahead is an inquiry that was begun before anybody asked.
+type ahead struct {
+	id, dir string
+	begun   time.Time
+	done    chan struct{}
+	found   *inquiry
+	err     error
+}
+
+// aheadAge bounds how old an answer may be that is used: a policy or a tag that
+// changed before counts.
+const aheadAge = time.Second
+
+// taken returns what was found ahead, once, or nil.
+func (p *Preparer) taken(req Request) *inquiry {
+	a := p.ahead.Swap(nil)
+	if a == nil || a.id != req.ID || a.dir != req.Dir {
+		return nil
+	}
+	<-a.done
+	if age := p.Clock().Sub(a.begun); a.err != nil || age < 0 || age > aheadAge {
+		return nil
+	}
+	return a.found
+}
+
+// begin starts a call; its result waits for it. all waits for every one.
+func begin[T any](all *sync.WaitGroup, call func() (T, error)) func() (T, error) {
+	result := sync.OnceValues(call)
+	all.Go(func() { _, _ = result() })
+	return result
+}
+
+// verify asks the node's memory first. It may be unusable: then every start is
+// judged.
+func (p *Preparer) verify(ctx context.Context, v *verifier.Verifier, in verifier.Input) *verifier.Verdict {
+	if p.memory == nil {
+		return v.Verify(ctx, in)
+	}
+	return p.memory.Verify(ctx, v, in)
+}
+
+func (p *Preparer) blobs() oci.Fetcher {
+	if p.memory == nil {
+		return p.Node
+	}
+	return p.memory.Blobs(p.Node)
 }
 
 // runnable refuses what is no image of a form that is known to be one.
@@ -229,7 +341,7 @@ func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, refreshBudget)
 	defer cancel()
-	if err := fetch.Refresh(ctx, v.Policy(), p.Config.Verify, nil, p.Clock, false); err != nil {
+	if err := fetch.Refresh(ctx, v, p.Config.Verify, nil, false); err != nil {
 		p.Log.Warn("revocation data not refreshed", "error", err)
 	}
 	return v, nil
@@ -242,8 +354,8 @@ func (p *Preparer) name(ctx context.Context, c Container) string {
 	if c.Asked == "" || c.Digest == "" {
 		return c.Image
 	}
-	ref, err := reference.ParseDockerRef(c.Asked)
-	if err != nil {
+	ref, ok := oci.ParseReference(c.Asked)
+	if !ok {
 		return c.Image
 	}
 	if target, err := p.Node.Image(ctx, ref.String()); err != nil || target.Digest != c.Digest {
@@ -255,7 +367,7 @@ func (p *Preparer) name(ctx context.Context, c Container) string {
 // find reads the images that the container may have been made from, first the
 // one that is to run; it is nil without an image. index is the digest of the
 // index that led to them, "" if none did.
-func (p *Preparer) find(ctx context.Context, c Container, spec *specs.Spec) (found []*oci.Artifact, index digest.Digest, err error) {
+func (p *Preparer) find(ctx context.Context, c Container, spec *specs.Spec, parent func() (string, error)) (found []*oci.Artifact, index digest.Digest, err error) {
 	if c.Image == "" && c.Digest == "" {
 		return []*oci.Artifact{nil}, "", nil
 	}
@@ -275,15 +387,16 @@ func (p *Preparer) find(ctx context.Context, c Container, spec *specs.Spec) (fou
 		}
 		return nil, "", unreachable(err, c.Image, "cannot look the image up")
 	}
-	raw, err := oci.ReadBlob(ctx, p.Node, target, limits.OCIManifestBytes)
+	blobs := p.blobs()
+	raw, err := oci.ReadBlob(ctx, blobs, target, limits.OCIManifestBytes)
 	if err != nil {
 		return nil, "", err
 	}
 	if !isIndex(raw) {
-		a, err := oci.Read(ctx, p.Node, raw)
+		a, err := oci.Read(ctx, blobs, raw)
 		return []*oci.Artifact{a}, "", err
 	}
-	found, err = p.choose(ctx, c, spec, raw)
+	found, err = p.choose(ctx, c, spec, parent, raw)
 	return found, target.Digest, err
 }
 
@@ -300,14 +413,14 @@ func isIndex(raw []byte) bool {
 // have been made from, the WASM one first. An entry whose content was not pulled
 // is not what containerd unpacked. There can be several: with the layers of one
 // and a config of its own an entry is another image, and nobody signs an index.
-func (p *Preparer) choose(ctx context.Context, c Container, spec *specs.Spec, raw []byte) ([]*oci.Artifact, error) {
+func (p *Preparer) choose(ctx context.Context, c Container, spec *specs.Spec, snapshot func() (string, error), raw []byte) ([]*oci.Artifact, error) {
 	index, err := oci.ParseIndex(raw)
 	if err != nil {
 		return nil, err
 	}
 	entries := slices.Clone(index.Manifests)
 	slices.SortStableFunc(entries, func(a, b ocispec.Descriptor) int { return rank(a) - rank(b) })
-	parent, err := p.snapshotParent(ctx, c)
+	parent, err := snapshot()
 	if err != nil {
 		return nil, err
 	}
@@ -361,11 +474,7 @@ func (p *Preparer) snapshotParent(ctx context.Context, c Container) (string, err
 
 // checkSnapshot requires that the root filesystem was made from the layers of
 // the image that was verified: a tag can move between create and start.
-func (p *Preparer) checkSnapshot(ctx context.Context, id string, c Container, spec *specs.Spec, a *oci.Artifact) error {
-	parent, err := p.snapshotParent(ctx, c)
-	if err != nil {
-		return err
-	}
+func checkSnapshot(id string, c Container, parent string, spec *specs.Spec, a *oci.Artifact) error {
 	// containerd mounts the snapshot there; a specification can name another
 	// root. That of a WASM agent is an empty one of our own.
 	const mounted = "rootfs"

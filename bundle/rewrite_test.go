@@ -117,6 +117,7 @@ func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
 		"/run/mentat": private, "/run/mentat/state": filepath.Join(private, "state"),
 		"/run/mentat/host": "", "/run/mentat/module.cwasm": "", "/run/mentat/input": "",
 	}
+	devices := map[string]string{"/dev": filepath.Join(private, "dev"), "/dev/null": "/dev/null"}
 	// The kernel's, and how each may be mounted.
 	kernel := map[string]string{
 		"/proc": "proc", "/dev": "tmpfs", "/dev/pts": "devpts",
@@ -154,6 +155,10 @@ func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
 			}
 			if has("rw") != (at == "/run/mentat/state") || has("ro") != (at != "/run/mentat/state") {
 				t.Errorf("%s is mounted with %q", at, m.Options)
+			}
+		case isBind && devices[at] != "":
+			if m.Source != devices[at] || !has("ro") || !has("noexec") || !has("nodev") {
+				t.Errorf("%s is %+v", at, m)
 			}
 		case within(at, "/run/mentat"):
 			t.Errorf("%s is below our own directory", at)
@@ -200,7 +205,7 @@ func TestAnOrdinarySpecificationIsRewritten(t *testing.T) {
 	for _, m := range spec.Mounts {
 		at = append(at, m.Destination)
 	}
-	want := []string{"/proc", "/dev", "/run/mentat", "/run/mentat/state", "/run/mentat/host", "/run/mentat/module.cwasm"}
+	want := []string{"/proc", "/dev", "/dev/null", "/run/mentat", "/run/mentat/state", "/run/mentat/host", "/run/mentat/module.cwasm"}
 	if !slices.Equal(at, want) {
 		t.Errorf("mounts %q, want %q", at, want)
 	}
@@ -448,7 +453,7 @@ sandbox:
 	w.write(spec)
 	w.runs(true)
 	var at []string
-	for _, m := range w.spec().Mounts[2:] {
+	for _, m := range w.spec().Mounts[3:] {
 		at = append(at, m.Destination+" "+m.Type)
 	}
 	want := []string{
@@ -462,6 +467,33 @@ sandbox:
 	slices.Sort(want[3:5])
 	if !slices.Equal(at, want) {
 		t.Errorf("mounts\n%q, want\n%q", at, want)
+	}
+}
+
+func TestAnAgentHasDevicesOnlyWhereItsStreamsNeedThem(t *testing.T) {
+	for name, c := range map[string]struct {
+		terminal, closed bool
+		want             string
+	}{
+		"streams":    {want: "bind"},
+		"terminal":   {terminal: true, want: "tmpfs"},
+		"no streams": {closed: true, want: "tmpfs"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := developer(t)
+			w.create(ref, w.agent(""))
+			spec := plain()
+			spec.Process.Terminal = c.terminal
+			w.write(spec)
+			if _, err := w.preparer().Prepare(t.Context(), Request{ID: id, Dir: w.dir, Closed: c.closed}); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range w.spec().Mounts {
+				if m.Destination == "/dev" && m.Type != c.want {
+					t.Errorf("/dev is a %s", m.Type)
+				}
+			}
+		})
 	}
 }
 

@@ -34,10 +34,11 @@ const (
 	originalName = "config.mentat.json"
 	// privateDir is our directory in a bundle; it becomes [hostdoc.Dir].
 	privateDir = "mentat"
-	// rootDir in it is the container's root file system, stateDir what the
-	// container may write to.
-	rootDir  = "root"
-	stateDir = "state"
+	// rootDir in it is the container's root file system, deviceDir its /dev unless
+	// it has a terminal, stateDir what the container may write to.
+	rootDir   = "root"
+	deviceDir = "dev"
+	stateDir  = "state"
 	// inputAnnotation and inputEnv name a file with the run's input.
 	inputAnnotation = "dev.mentatlab.input"
 	inputEnv        = "MENTAT_INPUT"
@@ -197,6 +198,7 @@ func writeFile(name string, data []byte, mode fs.FileMode) error {
 type wasmRun struct {
 	id, dir   string
 	stdin     bool
+	closed    bool
 	reference string
 	artifact  *oci.Artifact
 	verdict   *verifier.Verdict
@@ -205,16 +207,22 @@ type wasmRun struct {
 	grant     capability.Grant
 	// inputMount is what holds the input, nil without a file.
 	inputMount *specs.Mount
+	// devicePlaces are names in /dev onto which something is mounted.
+	devicePlaces []string
 }
 
-// apply writes the bundle's private directory and then, last, config.json.
-func (r *wasmRun) apply(spec *bundleSpec) error {
+// apply writes the bundle's private directory and then, last and only once the
+// agent's content is held, config.json.
+func (r *wasmRun) apply(spec *bundleSpec, held func() (struct{}, error)) error {
 	p, err := r.plan(spec.Spec)
 	if err != nil {
 		return err
 	}
 	if err := r.writePrivate(p); err != nil {
 		return err
+	}
+	if _, err := held(); err != nil {
+		return errors.Join(err, os.RemoveAll(filepath.Join(r.dir, privateDir)))
 	}
 	return spec.replace(p.spec)
 }
@@ -375,7 +383,7 @@ func (r *wasmRun) writePrivate(p plan) error {
 	state, root := filepath.Join(dir, stateDir), filepath.Join(dir, rootDir)
 	// What is bind-mounted into a read-only directory needs a place there.
 	place := func(at string) func() error {
-		return func() error { return writeFile(filepath.Join(dir, filepath.Base(at)), nil, 0o444) }
+		return func() error { return os.WriteFile(filepath.Join(dir, filepath.Base(at)), nil, 0o444) }
 	}
 	steps := []func() error{
 		func() error { return os.RemoveAll(dir) },
@@ -384,6 +392,7 @@ func (r *wasmRun) writePrivate(p plan) error {
 		func() error { return os.Chown(state, o.uid, o.gid) },
 		func() error { return mkdir(root, 0o755) },
 		func() error { return os.Chown(root, o.rootUID, o.rootGID) },
+		func() error { return r.makeDevices(filepath.Join(dir, deviceDir)) },
 		place(hostdoc.HostPath),
 		place(hostdoc.ModulePath),
 		func() error { return r.inputPlace(dir) },
@@ -396,6 +405,18 @@ func (r *wasmRun) writePrivate(p plan) error {
 		}
 	}
 	return nil
+}
+
+// makeDevices makes the directory that becomes /dev.
+func (r *wasmRun) makeDevices(dir string) error {
+	if len(r.devicePlaces) == 0 {
+		return nil
+	}
+	err := mkdir(dir, 0o755)
+	for _, name := range r.devicePlaces {
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), nil, 0o444))
+	}
+	return err
 }
 
 // mkdir makes a directory of that mode whatever the caller's umask is: the
@@ -495,7 +516,7 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 	if err := r.limit(l.Resources, doc.Limits.MemoryBytes); err != nil {
 		return err
 	}
-	spec.Mounts = r.mounts(spec.Mounts, spec.Process.Terminal)
+	spec.Mounts = r.mounts(spec.Mounts, spec.Process.Terminal || r.closed)
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}

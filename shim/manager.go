@@ -10,10 +10,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
+	"runtime/debug"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/api/types"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/protobuf/proto"
@@ -31,6 +32,7 @@ import (
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/internal/version"
+	"github.com/mentatlab/mentat/shim/launch"
 )
 
 // Runtime is the runtime's type in containerd's configuration and flags.
@@ -52,6 +54,8 @@ func Main(ctx context.Context) int {
 		ID:       "task",
 		Requires: []plugin.Type{plugins.EventPlugin, plugins.InternalPlugin},
 		InitFn: func(ic *plugin.InitContext) (any, error) {
+			debug.SetGCPercent(gcPercent)
+			early := ahead(ic.Context, launch.ParseCall(os.Args[1:]))
 			pub, err := ic.GetByID(plugins.EventPlugin, "publisher")
 			if err != nil {
 				return nil, err
@@ -63,7 +67,12 @@ func Main(ctx context.Context) int {
 			if path := ownSocket(); path != "" {
 				sd.(shutdown.Service).RegisterCallback(func(context.Context) error { return removeSocket(path) })
 			}
-			return newService(ic.Context, ic.Properties[plugins.PropertyGRPCAddress], pub.(shim.Publisher), sd.(shutdown.Service))
+			s, err := newService(ic.Context, ic.Properties[plugins.PropertyGRPCAddress], pub.(shim.Publisher), sd.(shutdown.Service))
+			if err != nil {
+				return nil, err
+			}
+			s.early.Store(early)
+			return s, nil
 		},
 	})
 	shim.RunShim(ctx, m)
@@ -137,6 +146,34 @@ func (m shimManager) Info(ctx context.Context, in io.Reader) (*types.RuntimeInfo
 	return info, nil
 }
 
+// Start starts the serving process where package launch left it to this program.
+// The runc shim's manager understands runc's options only.
+func (m shimManager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
+	for _, e := range params.Extensions {
+		if err := translate(e); err != nil {
+			return nil, err
+		}
+	}
+	return m.Shim.Start(ctx, params)
+}
+
+// translate turns CRI's options into runc's and leaves everything else alone.
+func translate(e *bootapi.Extension) error {
+	if !typeurl.Is(e.GetValue(), (*runtimeoptions.Options)(nil)) {
+		return nil
+	}
+	opts, err := runcOptions(e.GetValue())
+	if err != nil {
+		return err
+	}
+	value, err := typeurl.MarshalAnyToProto(opts)
+	if err != nil {
+		return err
+	}
+	e.Value = value
+	return nil
+}
+
 // Stop cleans up after a shim that is gone. Beside what the runc shim does it
 // removes the shim's socket and what it was compiling: a shim that was killed
 // could not.
@@ -185,8 +222,8 @@ var errNotLegacy = errors.New("not a start by an old daemon")
 // options, not bootstrap parameters, on standard input and read JSON; the shim
 // package of 2.3 and later refuses them.
 func (m shimManager) answerOldDaemon(ctx context.Context, args []string, stdin *os.File, stdout io.Writer) error {
-	call := parseCall(args)
-	if call.action != "start" {
+	call := launch.ParseCall(args)
+	if call.Action != "start" {
 		return errNotLegacy
 	}
 	input, err := limits.Read(stdin, limits.ShimInputBytes)
@@ -194,19 +231,28 @@ func (m shimManager) answerOldDaemon(ctx context.Context, args []string, stdin *
 		return fmt.Errorf("cannot read the bootstrap parameters: %w", err)
 	}
 	var params bootapi.BootstrapParams
-	if len(input) > 0 && proto.Unmarshal(input, &params) == nil && params.InstanceID == call.id && params.Namespace == call.namespace {
+	if len(input) > 0 && proto.Unmarshal(input, &params) == nil && params.InstanceID == call.ID && params.Namespace == call.Namespace {
 		return rewind(input)
 	}
+	var options anypb.Any
+	if err := proto.Unmarshal(input, &options); err != nil {
+		return fmt.Errorf("cannot decode the runtime options: %w", err)
+	}
+	var extensions []*bootapi.Extension
+	if options.TypeUrl != "" {
+		extensions = append(extensions, &bootapi.Extension{Value: &options})
+	}
 	level := bootapi.LogLevel_LOG_LEVEL_INFO
-	if call.debug {
+	if call.Debug {
 		level = bootapi.LogLevel_LOG_LEVEL_DEBUG
 	}
-	result, err := m.Start(namespaces.WithNamespace(ctx, call.namespace), &bootapi.BootstrapParams{
-		InstanceID:             call.id,
-		Namespace:              call.namespace,
-		ContainerdGrpcAddress:  call.address,
+	result, err := m.Start(namespaces.WithNamespace(ctx, call.Namespace), &bootapi.BootstrapParams{
+		InstanceID:             call.ID,
+		Namespace:              call.Namespace,
+		ContainerdGrpcAddress:  call.Address,
 		ContainerdTtrpcAddress: os.Getenv("TTRPC_ADDRESS"),
 		LogLevel:               level,
+		Extensions:             extensions,
 	})
 	if err != nil {
 		return err
@@ -230,44 +276,6 @@ func rewind(input []byte) error {
 	}()
 	os.Stdin = r
 	return errNotLegacy
-}
-
-// call is the part of the shim's command line that matters before containerd's
-// shim package parses it.
-type call struct {
-	action, id, namespace, address string
-	debug                          bool
-}
-
-func parseCall(args []string) call {
-	var c call
-	for i := 0; i < len(args); i++ {
-		name, value, hasValue := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
-		if !strings.HasPrefix(args[i], "-") {
-			c.action = args[i]
-			break
-		}
-		next := func() string {
-			if !hasValue && i+1 < len(args) {
-				i++
-				value = args[i]
-			}
-			return value
-		}
-		switch name {
-		case "id":
-			c.id = next()
-		case "namespace":
-			c.namespace = next()
-		case "address":
-			c.address = next()
-		case "debug":
-			c.debug = value != "false"
-		case "publish-binary", "bundle", "socket", "debug-socket":
-			next()
-		}
-	}
-	return c
 }
 
 // logger bridges structured log lines to the shim's log FIFO.

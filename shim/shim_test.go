@@ -96,20 +96,6 @@ func TestSystemdCgroupPathIsRecognised(t *testing.T) {
 	}
 }
 
-func TestCommandLineIsReadAsContainerdWritesIt(t *testing.T) {
-	c := parseCall([]string{"-namespace", "k8s.io", "-address", "/run/c.sock", "-publish-binary", "/usr/bin/containerd", "-id", "a1", "-debug", "start"})
-	want := call{action: "start", id: "a1", namespace: "k8s.io", address: "/run/c.sock", debug: true}
-	if c != want {
-		t.Errorf("got %+v, want %+v", c, want)
-	}
-	if c := parseCall([]string{"--id=x", "-bundle", "start", "delete"}); c.action != "delete" || c.id != "x" {
-		t.Errorf("got %+v", c)
-	}
-	if c := parseCall([]string{"-info"}); c.action != "" {
-		t.Errorf("got %+v", c)
-	}
-}
-
 // pipeOf is a standard input with the given content.
 func pipeOf(t *testing.T, data []byte) *os.File {
 	t.Helper()

@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"os/exec"
-	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 	"github.com/mentatlab/mentat/bundle"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/shim/launch"
 )
 
 // service is the runc shim's task service with a gate before Create.
@@ -35,6 +37,7 @@ type service struct {
 	taskapi.TTRPCTaskService
 	address    string
 	deliveries *deliveries
+	early      atomic.Pointer[gate]
 	calls      chan struct{} // one entry for each call of the OCI runtime that goes on
 
 	mu        sync.Mutex
@@ -70,7 +73,6 @@ const gcPercent = 200
 
 // newService wraps the runc shim's service; address is containerd's socket.
 func newService(ctx context.Context, address string, publisher shim.Publisher, sd shutdown.Service) (*service, error) {
-	debug.SetGCPercent(gcPercent)
 	deliveries := newDeliveries(publisher)
 	inner, err := task.NewTaskService(ctx, deliveries, sd)
 	if err != nil {
@@ -228,31 +230,66 @@ func (s *service) prepare(ctx context.Context, r *taskapi.CreateTaskRequest) (wa
 	if err != nil {
 		return false, err
 	}
-	config, err := nodeconfig.Load("")
-	if err != nil {
-		return false, err
+	g := s.early.Swap(nil)
+	if g == nil {
+		if g, err = openGate(ctx, s.address); err != nil {
+			return false, err
+		}
 	}
+	defer g.close()
 	opts.SystemdCgroup = opts.SystemdCgroup || systemdPath(r.Bundle)
 	if opts.BinaryName == "" {
-		opts.BinaryName = config.Runtime.Binary
+		opts.BinaryName = g.config.Runtime.Binary
 	}
 	if r.Options, err = typeurl.MarshalAnyToProto(opts); err != nil {
 		return false, fault.Wrap(err, fault.Internal, r.ID, "cannot encode the runtime options")
 	}
-	node, err := bundle.Dial(s.address)
-	if err != nil {
-		return false, err
-	}
-	defer node.Close()
-	p, err := bundle.New(bundle.Options{Config: config, Node: node, Start: startReaped, Log: logger(ctx)})
-	if err != nil {
-		return false, err
-	}
-	result, err := p.Prepare(ctx, bundle.Request{ID: r.ID, Dir: r.Bundle, Stdin: r.Stdin != "", Checkpoint: r.Checkpoint != ""})
+	result, err := g.Prepare(ctx, bundle.Request{ID: r.ID, Dir: r.Bundle, Stdin: r.Stdin != "", Closed: r.Stdin == "" && r.Stdout == "" && r.Stderr == "", Checkpoint: r.Checkpoint != ""})
 	if err != nil {
 		return false, err
 	}
 	return result.WASM, nil
+}
+
+// gate is what prepares bundles, with its connection to containerd.
+type gate struct {
+	*bundle.Preparer
+	config *nodeconfig.Config
+	close  func()
+}
+
+func openGate(ctx context.Context, address string) (*gate, error) {
+	config, err := nodeconfig.Load("")
+	if err != nil {
+		return nil, err
+	}
+	node, err := bundle.Dial(address)
+	if err != nil {
+		return nil, err
+	}
+	shut := func() { _ = node.Close() } // nothing is left to be said on it
+	p, err := bundle.New(bundle.Options{Config: config, Node: node, Start: startReaped, Log: logger(ctx)})
+	if err != nil {
+		shut()
+		return nil, err
+	}
+	return &gate{Preparer: p, config: config, close: shut}, nil
+}
+
+// ahead opens the gate for the task that this process was started for, whose
+// creation containerd asks for as soon as the process serves. Whatever fails is
+// done again then, and reported.
+func ahead(ctx context.Context, c launch.Call) *gate {
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil
+	}
+	g, err := openGate(ctx, c.Address)
+	if err != nil {
+		return nil
+	}
+	g.Ahead(namespaces.WithNamespace(ctx, c.Namespace), c.ID, dir)
+	return g
 }
 
 // Exec is refused for a WASM agent: there is nothing in it that a second

@@ -99,7 +99,7 @@ func prepare(ctx context.Context, line commandLine, config *nodeconfig.Config, s
 		return err
 	}
 	_, err = p.Prepare(namespaces.WithNamespace(ctx, ns), bundle.Request{
-		ID: line.id, Dir: line.bundle, Stdin: line.terminal || !isNull(stdin), Checkpoint: line.command == "restore",
+		ID: line.id, Dir: line.bundle, Stdin: line.terminal || !isNull(stdin), Closed: isNull(os.Stdout) || isNull(os.Stderr), Checkpoint: line.command == "restore",
 	})
 	return err
 }

@@ -116,7 +116,7 @@ func TestWithoutContainerdNothingIsCreated(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := filepath.Join(dir, "config.toml")
-	if err := os.WriteFile(config, []byte("[runtime]\nbinary = '"+runc+"'\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("[verify]\nmemory = 'verdicts'\n[runtime]\nbinary = '"+runc+"'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("MENTAT_CONFIG", config)

@@ -316,8 +316,8 @@ func Read(path string) (*Document, error) {
 // what [Document.Marshal] writes, to the byte: that leaves no room for a key
 // that is there twice or in another case, which encoding/json would take.
 func Parse(name string, data []byte) (*Document, error) {
-	if len(data) > limits.HostDocumentBytes {
-		return nil, fault.New(fault.ResourceLimit, name, "the host document is over %d bytes", limits.HostDocumentBytes)
+	if err := checkSize(name, data); err != nil {
+		return nil, err
 	}
 	var head struct {
 		Version int `json:"version"`
@@ -382,10 +382,41 @@ func (d *Document) Marshal() ([]byte, error) {
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, d.Instance, "cannot encode the host document")
 	}
-	if _, err := Parse(d.Instance, data); err != nil {
+	if err := checkSize(d.Instance, data); err != nil {
 		return nil, err
 	}
+	if err := d.check(d.Instance); err != nil {
+		return nil, err
+	}
+	if replacedText(data) {
+		return nil, fault.New(fault.Internal, d.Instance, "the host document would hold a text that is not UTF-8")
+	}
 	return data, nil
+}
+
+// replacedText tells whether the encoder put its escape for invalid UTF-8
+// anywhere. The character itself it writes as it is, and a text with the letters
+// of the escape has a second backslash before them.
+func replacedText(data []byte) bool {
+	const escape = `\ufffd`
+	for at := 0; ; at += len(escape) {
+		i := bytes.Index(data[at:], []byte(escape))
+		if i < 0 {
+			return false
+		}
+		at += i
+		before := len(data[:at]) - len(bytes.TrimRight(data[:at], `\`))
+		if before%2 == 0 {
+			return true
+		}
+	}
+}
+
+func checkSize(name string, data []byte) error {
+	if len(data) > limits.HostDocumentBytes {
+		return fault.New(fault.ResourceLimit, name, "the host document is over %d bytes", limits.HostDocumentBytes)
+	}
+	return nil
 }
 
 func (d *Document) encode() ([]byte, error) { return json.MarshalIndent(d, "", "  ") }

@@ -22,7 +22,7 @@ func full() *Document {
 		Instance: "c1",
 		Entry:    EntryProcess,
 		Module:   ModulePath,
-		Input:    Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\""},
+		Input:    Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\" \\ufffd \\\\ufffd \uFFFD"},
 		Args:     []string{"agent", "--flag", ""},
 		Env:      []string{"A=B"},
 		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true}},
