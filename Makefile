@@ -79,6 +79,11 @@ bin/tools/containerd-old: tools/oldnode/go.mod tools/oldnode/go.sum | deps
 	@cd tools/oldnode && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ $(OLDTOOL)
 	@touch $@
 
+# The build before this one, to upgrade from; only tests need it.
+.PHONY: previous
+previous: deps
+	@scripts/previous.sh
+
 .PHONY: deps
 deps: ## [root, if something is missing] what Debian 12 lacks to build; says so when nobody is root
 	@scripts/deps.sh
@@ -86,7 +91,7 @@ deps: ## [root, if something is missing] what Debian 12 lacks to build; says so 
 ##@ Check
 
 .PHONY: test
-test: check cross build tools bin/tools/containerd-old ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+test: check cross build tools previous bin/tools/containerd-old ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
@@ -102,7 +107,7 @@ race: ## the same with the race detector, where there are goroutines
 	@$(RUNTESTS) -race $(RACE)
 
 .PHONY: integration
-integration: build tools bin/tools/containerd-old ## [root] end to end, against a private containerd and registry
+integration: build tools previous bin/tools/containerd-old ## [root] end to end, against a private containerd and registry
 	@$(RUNTESTS) -count=1 -timeout 30m ./integration/...
 
 .PHONY: fuzz

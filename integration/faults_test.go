@@ -8,9 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -678,6 +680,15 @@ func TestATerminalIsResized(t *testing.T) {
 		if err := tk.Resize(ctx, 132, 43); err != nil {
 			t.Errorf("%s: %v", form, err)
 		}
+		// What the process itself has as its output.
+		tty, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/1", tk.Pid()), os.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size, err := unix.IoctlGetWinsize(int(tty.Fd()), unix.TIOCGWINSZ)
+		if err := errors.Join(err, tty.Close()); err != nil || size.Col != 132 || size.Row != 43 {
+			t.Errorf("%s: its terminal has %+v: %v", form, size, err)
+		}
 		if _, err := tk.Delete(ctx, containerd.WithProcessKill); err != nil {
 			t.Error(err)
 		}
@@ -750,12 +761,15 @@ func TestACacheThatCannotRunCodeIsRefusedByName(t *testing.T) {
 	}
 }
 
-// install puts our programs into a directory, over what runs from there. Each
-// build differs in bytes, as builds do.
-func install(t *testing.T, dir, build string) {
+// install puts programs into a directory, over what runs from there. Each build
+// differs in bytes, as builds do.
+func install(t *testing.T, dir, from, build string) {
 	t.Helper()
 	for _, name := range []string{"containerd-shim-mentat-v1", "mentat-shim", "mentat", "mentat-host", "mentat-verifier", "mentatctl"} {
-		data, err := os.ReadFile(filepath.Join(binDir(), name))
+		data, err := os.ReadFile(filepath.Join(from, name))
+		if errors.Is(err, fs.ErrNotExist) && from != binDir() {
+			continue // a build before this one had fewer programs
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -769,10 +783,35 @@ func install(t *testing.T, dir, build string) {
 	}
 }
 
+func TestAgentsOfAnotherBuildStopUnderTheNewOne(t *testing.T) {
+	node.Privileged(t, "mentat-shim")
+	upgrades(t, binDir(), "")
+}
+
 func TestAgentsOfThePreviousBuildStopUnderTheNewOne(t *testing.T) {
+	node.Privileged(t, "mentat-shim")
+	previous := filepath.Join(binDir(), "previous")
+	if _, err := os.Stat(previous); errors.Is(err, fs.ErrNotExist) {
+		t.Skip("the previous build is not there: scripts/previous.sh makes it, from a clone with its commit")
+	}
+	// That build does not know the key verify.memory.
+	upgrades(t, previous, `(?m)^memory = .*verdicts.*\n`)
+}
+
+// upgrades replaces a node's programs under running agents. unknown matches what
+// the old ones do not know of the node's configuration.
+func upgrades(t *testing.T, from, unknown string) {
+	t.Helper()
 	dir := t.TempDir()
-	install(t, dir, "previous")
+	install(t, dir, from, "previous")
 	w := newWorld(t, node.Config{Bin: dir})
+	config, err := os.ReadFile(w.ConfigFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if unknown != "" {
+		w.configure(regexp.MustCompile(unknown).ReplaceAll(config, nil))
+	}
 	ref := w.agent("sleep", guestSleep, "")
 	exits := w.exits()
 	stopped, orphan, paused, kept := w.start(ref), w.start(ref), w.start(ref), w.start(ref)
@@ -791,7 +830,8 @@ func TestAgentsOfThePreviousBuildStopUnderTheNewOne(t *testing.T) {
 	w.ctr("tasks", "pause", paused.id)
 	before := compiledModules(t, w)
 
-	install(t, dir, "new")
+	install(t, dir, binDir(), "new")
+	w.configure(config)
 
 	w.ctr("tasks", "kill", stopped.id)
 	eventually(t, "SIGTERM's status", func() bool { return exits(stopped.id) == 143 })
@@ -839,6 +879,14 @@ func TestAgentsOfThePreviousBuildStopUnderTheNewOne(t *testing.T) {
 	// Another engine build does not load the previous one's code.
 	if after := compiledModules(t, w); after != before+1 {
 		t.Errorf("%d compiled modules, %d before", after, before)
+	}
+}
+
+// configure replaces the node's configuration.
+func (w *world) configure(config []byte) {
+	w.t.Helper()
+	if err := os.WriteFile(w.ConfigFile(), config, 0o600); err != nil {
+		w.t.Fatal(err)
 	}
 }
 
