@@ -124,7 +124,7 @@ func readInput(c *call) bool {
 	} else {
 		n = in.slurp(s)
 	}
-	if !s.hasAlloc {
+	if !s.p.hasAlloc {
 		return c.returns(n)
 	}
 	if n < 0 {
@@ -210,8 +210,7 @@ func setError(c *call) bool {
 	case !utf8.Valid(text):
 		return c.fails(codeInvalid, detail{Reason: "the message is not UTF-8"})
 	}
-	message := fmt.Sprintf("%s (code %d)", text, c.values[0].I32())
-	c.s.failure = &message
+	c.s.failure = &guestError{c.values[0].I32(), string(text)}
 	return c.returns(0)
 }
 
@@ -224,7 +223,7 @@ func logLineOf(c *call) bool {
 	if !ok {
 		return false
 	}
-	c.s.log.log(level, fromAgent, string(text))
+	c.s.say(level, string(text))
 	return c.returns(0)
 }
 
@@ -233,7 +232,7 @@ func getConfig(c *call) bool {
 	if !ok {
 		return false
 	}
-	value, ok := c.s.doc.Config[string(key)]
+	value, ok := c.s.p.doc.Config[string(key)]
 	if !ok {
 		return c.fails(codeNotFound, detail{Reason: "the manifest's config has no such key", Hint: "add it under config: in manifest.yaml"})
 	}
@@ -268,7 +267,7 @@ func requestCapability(c *call) bool {
 	if len(name) > maxCapability || !utf8.Valid(name) || kind == "" {
 		return c.fails(codeInvalid, detail{Reason: "not a capability string"})
 	}
-	if slices.ContainsFunc(c.s.doc.Grants, func(g hostdoc.Grant) bool { return g.Capability == string(name) }) {
+	if slices.ContainsFunc(c.s.p.doc.Grants, func(g hostdoc.Grant) bool { return g.Capability == string(name) }) {
 		return c.fails(codeUnsupported, detail{Capability: string(name), Reason: "granted, but this host does not serve " + kind + " capabilities"})
 	}
 	return c.fails(codeDenied, detail{
@@ -312,7 +311,7 @@ func trace(c *call) bool {
 	for i := range min(max(int(c.values[1].I32()), 0), 5) {
 		fmt.Fprintf(&b, " %g", c.values[2+i].F64())
 	}
-	c.s.log.log(levelTrace, fromAgent, b.String())
+	c.s.say(levelTrace, b.String())
 	return true
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 )
@@ -27,12 +28,11 @@ var levelNames = [...]string{"trace", "debug", "info", "warn", "error"}
 
 // logger writes one line per message to stderr: text for people or JSON.
 type logger struct {
-	w     io.Writer
-	json  bool
-	agent string
-	run   string
+	w                    io.Writer
+	json                 bool
+	agent, instance, run string
 
-	mu sync.Mutex
+	mu *sync.Mutex // guards w; the logs of all runs share it
 }
 
 // Sources of log lines.
@@ -47,12 +47,38 @@ type logLine struct {
 	Source   string           `json:"source"`
 	Agent    string           `json:"agent,omitempty"`
 	Instance string           `json:"instance,omitempty"`
+	Run      string           `json:"run,omitempty"`
 	Message  string           `json:"msg"`
 	Exports  map[string]int64 `json:"exports,omitempty"`
 }
 
 func newLogger(w io.Writer, doc *hostdoc.Document) *logger {
-	return &logger{w: w, json: doc.LogFormat != "text", agent: doc.Agent.ID, run: doc.Instance}
+	if w == nil {
+		w = io.Discard
+	}
+	return &logger{w: w, json: doc.LogFormat != "text", agent: doc.Agent.ID, instance: doc.Instance, mu: new(sync.Mutex)}
+}
+
+// of is the log of one run.
+func (l *logger) of(run string) *logger {
+	one := *l
+	one.run = run
+	return &one
+}
+
+// exit logs how a run ended, if it did not end well.
+func (l *logger) exit(e *end) hostdoc.Exit {
+	exit := hostdoc.Exit{
+		Version:  hostdoc.Version,
+		Status:   e.status,
+		Reason:   string(e.reason),
+		Message:  fault.OneLine(e.message),
+		Function: fault.OneLine(e.function),
+	}
+	if exit.Status != 0 && exit.Message != "" {
+		l.log(levelError, fromHost, exit.Message)
+	}
+	return exit
 }
 
 func (l *logger) log(level int, source, message string) {
@@ -71,7 +97,7 @@ func (l *logger) write(line logLine) {
 	line.Time = time.Now().UTC().Truncate(time.Millisecond)
 	var b bytes.Buffer
 	if l.json {
-		line.Agent, line.Instance = l.agent, l.run
+		line.Agent, line.Instance, line.Run = l.agent, l.instance, l.run
 		enc := json.NewEncoder(&b)
 		enc.SetEscapeHTML(false)
 		// The line holds nothing that JSON cannot say.
@@ -127,4 +153,15 @@ func escape(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// raw writes to the log's place what is no line of ours.
+func (l *logger) raw() io.Writer { return rawLog{l} }
+
+type rawLog struct{ l *logger }
+
+func (r rawLog) Write(p []byte) (int, error) {
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	return r.l.w.Write(p)
 }

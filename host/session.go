@@ -3,13 +3,15 @@ package host
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"math"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/mentatlab/mentat/host/internal/engine"
+	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
-	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 )
 
@@ -52,6 +54,12 @@ func endOf(reason fault.Reason, message string) *end {
 	return &end{status: fault.RowOf(reason).Exit, reason: reason, message: message}
 }
 
+// guestError is what a guest said with set_error.
+type guestError struct {
+	code    int32
+	message string
+}
+
 // resource is what a handle stands for.
 type resource interface {
 	// read fills p and returns the count, 0 at the end, or a code.
@@ -77,24 +85,22 @@ func (b *blob) size(*session) int64 { return int64(len(b.data)) }
 // session is the host's side of one run. All but stop, drain and the channels
 // belongs to the goroutine that runs the guest.
 type session struct {
-	doc *hostdoc.Document
+	p   *Program
+	id  string
 	log *logger
-	out *output
+	out *out
 	// diag is where WASI's stderr goes.
-	diag *output
+	diag io.Writer
 
-	run   *engine.Run
-	funcs []hostFunc
-	// command says that the entry is _start.
-	command bool
+	run *engine.Run
 
 	handles map[int32]resource
 	next    int32
 	last    *detail
 	// failure is the guest's own message (set_error).
-	failure *string
-	// hasAlloc says that the module exports mentat_alloc, inAlloc that it runs.
-	hasAlloc, inAlloc bool
+	failure *guestError
+	// inAlloc says that mentat_alloc runs.
+	inAlloc bool
 	// inner is what ended the guest code that a host function called.
 	inner *engine.Failure
 
@@ -108,13 +114,16 @@ type session struct {
 	gone atomic.Bool
 }
 
-func newSession(doc *hostdoc.Document, log *logger, io Streams) *session {
+func newSession(p *Program, r request, log *logger) *session {
+	r.in.limit = p.doc.Limits.InputBytes
+	r.in.keep = p.hasAlloc
 	return &session{
-		doc:      doc,
+		p:        p,
+		id:       r.id,
 		log:      log,
-		out:      &output{w: io.Stdout, left: doc.Limits.OutputBytes},
-		diag:     &output{w: io.Stderr, left: math.MaxInt64},
-		handles:  make(map[int32]resource),
+		out:      &out{sink: r.sink, left: p.doc.Limits.OutputBytes},
+		diag:     log.raw(),
+		handles:  map[int32]resource{0: r.in},
 		next:     1,
 		draining: make(chan struct{}),
 		over:     make(chan struct{}),
@@ -192,7 +201,7 @@ func (s *session) Call(number int, values []engine.Value, memory []byte) bool {
 	if s.gone.Load() {
 		return false
 	}
-	f := &s.funcs[number]
+	f := &s.p.funcs[number]
 	if !f.serve(&call{s: s, f: f, values: values, memory: memory}) {
 		return false
 	}
@@ -210,17 +219,29 @@ func (s *session) Write(fd int, data []byte) int {
 	if s.gone.Load() {
 		return -errnoIO
 	}
-	out := s.out
 	if fd == 2 {
-		out = s.diag
-	}
-	if err := out.write(data); err != nil {
-		if fd != 2 {
-			s.stop(outputEnd(err))
+		if _, err := s.diag.Write(data); err != nil {
+			return -errnoIO
 		}
+		return len(data)
+	}
+	if err := s.out.write(data); err != nil {
+		s.stop(outputEnd(err))
 		return -errnoIO
 	}
 	return len(data)
+}
+
+// say logs a line of the guest's, or leaves it to a sink that has a place for it.
+func (s *session) say(level int, text string) {
+	if o, ok := s.out.sink.(output.Observer); ok {
+		// A reader that left is noticed when something is written that counts.
+		taken, err := o.Log(levelNames[level], capped(strings.ToValidUTF8(text, "\uFFFD")))
+		if taken && err == nil {
+			return
+		}
+	}
+	s.log.log(level, fromAgent, text)
 }
 
 // errnoIO is EIO, which WASI passes on.

@@ -65,6 +65,9 @@ const (
 	InputBytes = 64 * MiB
 	// OutputBytes bounds what one run may write as output.
 	OutputBytes = 256 * MiB
+	// ChunkBytes bounds the guest's bytes in one event of the output; more
+	// become several events.
+	ChunkBytes = 64 * KiB
 	// LogLineBytes bounds one log line of a guest.
 	LogLineBytes = 64 * KiB
 	// ErrorMessageBytes bounds a guest's set_error message.
