@@ -75,8 +75,11 @@ func newInput(r io.Reader) *input {
 	return &input{source: r, known: -1}
 }
 
-// close frees what the input holds. A read that still waits goes on.
-func (i *input) close() {
+// close leaves the source alone: the run ends what waits for it.
+func (*input) close(*session) {}
+
+// free frees what the input holds. A read that still waits goes on.
+func (i *input) free() {
 	if i.file != nil {
 		_ = i.file.Close() // it was only read
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/internal/engine"
+	"github.com/mentatlab/mentat/host/media"
+	"github.com/mentatlab/mentat/host/metrics"
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -29,6 +31,13 @@ type Options struct {
 	// Backends serve capabilities, by their kind; a kind without one is
 	// UNSUPPORTED. [Program.Close] closes them.
 	Backends map[string]backend.Backend
+	// Media keeps media; nil is the document's directory, if it has one. The store
+	// stays the caller's.
+	Media media.Store
+	// Metrics takes what guests measure; nil is a registry of the program's own.
+	Metrics *metrics.Registry
+	// Recorder keeps decisions and runs; nil records nothing.
+	Recorder Recorder
 	// Locked is called once when everything is loaded, before the guest's first
 	// instruction; its error is [Load]'s.
 	Locked func() error
@@ -42,6 +51,8 @@ type IO struct {
 	// has a known size.
 	Input io.Reader
 	Sink  output.Sink
+	// Media are references that the run may read, beside the document's.
+	Media []media.Ref
 }
 
 // Program is a loaded module and what all its runs share.
@@ -51,6 +62,15 @@ type Program struct {
 	log  *logger
 	mod  *engine.Module
 	dirs []*os.File // of doc.Preopens
+
+	authority *authority
+	backends  map[string]backend.Backend
+	metrics   *metrics.Registry
+	media     media.Store
+	// given are the media that every run may read.
+	given []media.Ref
+	// own are what the program opened itself.
+	own []io.Closer
 
 	// funcs serve the imports that the engine does not; numbers says which serves
 	// which import.
@@ -96,7 +116,7 @@ func load(doc *hostdoc.Document, o Options, log *logger) (_ *Program, err error)
 	if err := p.link(); err != nil {
 		return nil, err
 	}
-	if p.dirs, err = openDirs(doc.Preopens); err != nil {
+	if err := p.serve(); err != nil {
 		return nil, err
 	}
 	if o.Locked != nil {
@@ -107,6 +127,32 @@ func load(doc *hostdoc.Document, o Options, log *logger) (_ *Program, err error)
 	return p, nil
 }
 
+// serve makes what serves the guest beside the engine.
+func (p *Program) serve() (err error) {
+	if p.authority, err = newAuthority(p.doc); err != nil {
+		return err
+	}
+	if p.dirs, err = openDirs(p.doc.Preopens); err != nil {
+		return err
+	}
+	if p.given, err = givenMedia(p.doc); err != nil {
+		return err
+	}
+	store, own, err := mediaOf(p.doc, p.o.Media)
+	if err != nil {
+		return err
+	}
+	p.media = store
+	if own != nil {
+		p.own = append(p.own, own)
+	}
+	if p.metrics = p.o.Metrics; p.metrics == nil {
+		p.metrics = metrics.New()
+	}
+	p.backends = p.o.Backends
+	return nil
+}
+
 // Run runs the guest once, in an instance of its own, and says how it ended.
 // Any number may go on at once. When the context is cancelled the guest is asked
 // to end and, after [limits.DrainGrace], interrupted.
@@ -115,7 +161,7 @@ func load(doc *hostdoc.Document, o Options, log *logger) (_ *Program, err error)
 // else what the exit's reason says.
 func (p *Program) Run(ctx context.Context, io IO) (hostdoc.Exit, error) {
 	log := p.log.of(io.ID)
-	return p.run(ctx, request{id: io.ID, in: newInput(io.Input), sink: io.Sink, began: time.Now()}, log)
+	return p.run(ctx, request{id: io.ID, in: newInput(io.Input), sink: io.Sink, media: io.Media, began: time.Now()}, log)
 }
 
 // Close frees the program. No run may begin any more; what was left behind keeps
@@ -142,6 +188,9 @@ func (p *Program) Close() error {
 
 func (p *Program) free() {
 	closeAll(p.dirs)
+	for _, c := range p.own {
+		_ = c.Close() // only read
+	}
 	if p.mod != nil {
 		p.mod.Close()
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mentatlab/mentat/host/internal/engine"
+	"github.com/mentatlab/mentat/host/media"
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -20,6 +21,8 @@ type request struct {
 	id   string
 	in   *input
 	sink output.Sink
+	// media may be read beside what every run may.
+	media []media.Ref
 	// last, if not nil, takes the exit after everything else.
 	last func(hostdoc.Exit) error
 	// inheritOut and inheritErr give the guest the process's own streams.
@@ -29,12 +32,15 @@ type request struct {
 
 // run runs the guest once and reports its end to the log and the sink.
 func (p *Program) run(ctx context.Context, r request, log *logger) (hostdoc.Exit, error) {
-	s := newSession(p, r, log)
+	s := newSession(ctx, p, r, log)
 	e, back, err := p.start(ctx, s, r)
 	if err != nil {
 		e = endOf(fault.ReasonOf(err), err.Error())
 	}
 	exit := log.exit(e)
+	if p.o.Recorder != nil {
+		p.o.Recorder.Execution(s.execution(r.began, exit, back))
+	}
 	// A guest that was left behind may still hold the sink. The caller is told
 	// the rest, too: a reader that left misses nothing.
 	if back && s.failure != nil {
@@ -58,7 +64,7 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 		Numbers:       p.numbers,
 		Host:          s,
 	}
-	release := []func(){r.in.close}
+	release := []func(){r.in.free}
 	free := func() {
 		for i := len(release) - 1; i >= 0; i-- {
 			release[i]()
@@ -81,9 +87,10 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 		return nil, true, fault.Wrap(err, fault.Internal, p.doc.Agent.ID, "cannot prepare the run")
 	}
 	s.run = run
-	release = append(release, run.Close, s.endWaits)
+	release = append(release, run.Close, s.settle)
 	p.runs.Add(1)
 	finish := func() {
+		s.memory = run.MemoryBytes()
 		free()
 		p.runs.Done()
 	}
@@ -212,6 +219,9 @@ func (s *session) finished(status int) *end {
 		if status == 0 {
 			e.status = 1
 		}
+	}
+	if s.lost && e.status == 0 {
+		return outputEnd(output.ErrGone)
 	}
 	if e.status != 0 && s.run.MemoryRefused() {
 		e.reason = fault.OutOfMemory

@@ -1,15 +1,21 @@
 package host
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/internal/engine"
+	"github.com/mentatlab/mentat/host/media"
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -26,6 +32,7 @@ const (
 	codeUnavailable = -7
 	codeBadHandle   = -8
 	codeUnsupported = -9
+	codeConflict    = -10
 	codeInternal    = -11
 )
 
@@ -66,6 +73,8 @@ type resource interface {
 	read(s *session, p []byte) int32
 	// size returns the total or a code.
 	size(s *session) int64
+	// close frees what the handle holds.
+	close(s *session)
 }
 
 // blob is a result that is complete.
@@ -82,6 +91,8 @@ func (b *blob) read(_ *session, p []byte) int32 {
 
 func (b *blob) size(*session) int64 { return int64(len(b.data)) }
 
+func (*blob) close(*session) {}
+
 // session is the host's side of one run. All but stop, drain and the channels
 // belongs to the goroutine that runs the guest.
 type session struct {
@@ -93,12 +104,33 @@ type session struct {
 	diag io.Writer
 
 	run *engine.Run
+	// ctx is what the run's work for the guest ends with.
+	ctx    context.Context //nolint:containedctx // the session is the run
+	cancel context.CancelFunc
+	// work is the goroutines that fetch answers, calls how many there are, sending
+	// the bytes of requests on their way.
+	work           sync.WaitGroup
+	calls, sending atomic.Int64
 
 	handles map[int32]resource
 	next    int32
 	last    *detail
 	// failure is the guest's own message (set_error).
 	failure *guestError
+	// streams are the ids of those that are open.
+	streams map[string]bool
+	// lost says that the output's reader left.
+	lost bool
+	// served are the backends that the run has asked, by their kind.
+	served map[string]backend.Backend
+	// readable are the media that the run may read, uploaded is what it stored.
+	readable map[media.Ref]struct{}
+	uploaded int64
+	tally    tally
+	// in is the input, also when its handle is closed; memory is what the guest
+	// had at its end.
+	in     *input
+	memory int64
 	// inAlloc says that mentat_alloc runs.
 	inAlloc bool
 	// inner is what ended the guest code that a host function called.
@@ -114,11 +146,12 @@ type session struct {
 	gone atomic.Bool
 }
 
-func newSession(p *Program, r request, log *logger) *session {
+func newSession(ctx context.Context, p *Program, r request, log *logger) *session {
 	r.in.limit = p.doc.Limits.InputBytes
 	r.in.keep = p.hasAlloc
-	return &session{
+	s := &session{
 		p:        p,
+		in:       r.in,
 		id:       r.id,
 		log:      log,
 		out:      &out{sink: r.sink, left: p.doc.Limits.OutputBytes},
@@ -127,7 +160,17 @@ func newSession(p *Program, r request, log *logger) *session {
 		next:     1,
 		draining: make(chan struct{}),
 		over:     make(chan struct{}),
+		served:   map[string]backend.Backend{},
+		readable: map[media.Ref]struct{}{},
 	}
+	// A cancelled run is asked to end first; what it asked for goes on until then.
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	for _, refs := range [][]media.Ref{p.given, r.media} {
+		for _, ref := range refs {
+			s.readable[ref] = struct{}{}
+		}
+	}
+	return s
 }
 
 // drain asks the guest to end: what it waits for is answered with CANCELED.
@@ -139,16 +182,54 @@ func (s *session) stop(e *end) {
 	if s.because(e) {
 		s.endWaits()
 		s.run.Stop()
+		if i, ok := s.out.sink.(output.Interrupter); ok {
+			i.Interrupt()
+		}
 	}
 }
 
-// endWaits ends whatever waits on the run's behalf.
-func (s *session) endWaits() { s.overOnce.Do(func() { close(s.over) }) }
+// endWaits ends whatever waits or works on the run's behalf.
+func (s *session) endWaits() {
+	s.overOnce.Do(func() {
+		close(s.over)
+		s.cancel()
+	})
+}
+
+// settle leaves nothing behind of a run whose guest is back.
+func (s *session) settle() {
+	s.endWaits()
+	for _, h := range slices.Sorted(maps.Keys(s.handles)) {
+		s.handles[h].close(s)
+	}
+	clear(s.handles)
+	s.awaitWork()
+	for _, b := range s.served {
+		b.Done(s.id)
+	}
+}
 
 // trap ends the guest from within a host function, which returns false to it.
 func (s *session) trap(e *end) bool {
 	s.because(e)
 	return false
+}
+
+// awaitWork waits for the goroutines that fetch answers. A backend that does not
+// end with its context is left behind.
+func (s *session) awaitWork() {
+	if s.calls.Load() == 0 {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		s.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(limits.StopGrace):
+	}
 }
 
 // because sets why the run is stopped; it reports whether it is the first to.
