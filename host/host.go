@@ -78,6 +78,9 @@ func once(ctx context.Context, doc *hostdoc.Document, o Options, streams Streams
 		r.inheritErr = isTerminal(streams.Stderr, 2) && doc.LogFormat == "text"
 	}
 	exit, err := p.run(ctx, r, log)
+	if _, events := r.sink.(output.Observer); o.Metrics == nil && !events {
+		log.metrics(p.metrics.Families())
+	}
 	if cerr := p.Close(); cerr != nil && err == nil {
 		log.log(levelError, fromHost, cerr.Error())
 	}

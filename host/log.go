@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/mentatlab/mentat/host/metrics"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -50,6 +51,15 @@ type logLine struct {
 	Run      string           `json:"run,omitempty"`
 	Message  string           `json:"msg"`
 	Exports  map[string]int64 `json:"exports,omitempty"`
+	Metric   *metricLine      `json:"metric,omitempty"`
+}
+
+type metricLine struct {
+	Name       string            `json:"name"`
+	Kind       string            `json:"kind"`
+	Value      float64           `json:"value"`
+	Count      uint64            `json:"count"`
+	Attributes map[string]string `json:"attributes,omitempty"`
 }
 
 func newLogger(w io.Writer, doc *hostdoc.Document) *logger {
@@ -89,6 +99,26 @@ func (l *logger) log(level int, source, message string) {
 func (l *logger) exports(globals map[string]int64) {
 	if l.json && len(globals) > 0 {
 		l.write(logLine{Level: levelNames[levelDebug], Source: fromHost, Message: "the module's metadata", Exports: globals})
+	}
+}
+
+// metrics tells what a run measured, a line for each series. People at a terminal
+// did not ask for it.
+func (l *logger) metrics(families []metrics.Family) {
+	if !l.json {
+		return
+	}
+	for _, f := range families {
+		for _, s := range f.Series {
+			m := &metricLine{Name: f.Name, Kind: f.Kind.String(), Value: s.Value, Count: s.Count}
+			for _, a := range s.Attributes {
+				if m.Attributes == nil {
+					m.Attributes = map[string]string{}
+				}
+				m.Attributes[a.Key] = a.Value
+			}
+			l.write(logLine{Level: levelNames[levelInfo], Source: fromAgent, Message: "a metric of the run", Metric: m})
+		}
 	}
 }
 
