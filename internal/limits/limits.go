@@ -87,6 +87,8 @@ const (
 	// RequestBytes bounds the bodies of those calls' requests together, which
 	// the host keeps until they are sent.
 	RequestBytes = 16 * MiB
+	// ListEntries bounds the entries of a directory that is listed.
+	ListEntries = 10_000
 	// MediaTypeBytes bounds the type of an uploaded object.
 	MediaTypeBytes = 128
 	// MetricNames bounds the names of an agent's metrics, MetricSeries the
