@@ -70,6 +70,10 @@ const (
 	ChunkBytes = 64 * KiB
 	// LogLineBytes bounds one log line of a guest.
 	LogLineBytes = 64 * KiB
+	// LogBurstBytes and LogBytesPerSecond bound what guests may log at once and in
+	// the long run.
+	LogBurstBytes     = 16 * MiB
+	LogBytesPerSecond = 1 * MiB
 	// ErrorMessageBytes bounds a guest's set_error message.
 	ErrorMessageBytes = 8 * KiB
 	// StreamIDBytes bounds the id of an output stream.
