@@ -53,6 +53,10 @@ type IO struct {
 	Sink  output.Sink
 	// Media are references that the run may read, beside the document's.
 	Media []media.Ref
+	// Freed, if not nil, is called once when what the run took was given back: not
+	// after [Program.Run] returns, but for a guest that does not come back, when it
+	// does.
+	Freed func()
 }
 
 // Program is a loaded module and what all its runs share.
@@ -153,15 +157,19 @@ func (p *Program) serve() (err error) {
 	return nil
 }
 
+// MemoryInUse is the size of the memories of all guests that there are, in bytes.
+func MemoryInUse() int64 { return engine.MemoryInUse() }
+
 // Run runs the guest once, in an instance of its own, and says how it ended.
 // Any number may go on at once. When the context is cancelled the guest is asked
-// to end and, after [limits.DrainGrace], interrupted.
+// to end and, after [limits.DrainGrace], interrupted; with the cause
+// [output.ErrGone] at once, for nobody would see what it still does.
 //
 // The error is nil when the guest ended by itself, whatever its status, and
 // else what the exit's reason says.
 func (p *Program) Run(ctx context.Context, io IO) (hostdoc.Exit, error) {
 	log := p.log.of(io.ID)
-	return p.run(ctx, request{id: io.ID, in: newInput(io.Input), sink: io.Sink, media: io.Media, began: time.Now()}, log)
+	return p.run(ctx, request{id: io.ID, in: newInput(io.Input), sink: io.Sink, media: io.Media, freed: io.Freed, began: time.Now()}, log)
 }
 
 // Close frees the program. No run may begin any more; what was left behind keeps

@@ -27,7 +27,9 @@ type request struct {
 	last func(hostdoc.Exit) error
 	// inheritOut and inheritErr give the guest the process's own streams.
 	inheritOut, inheritErr bool
-	began                  time.Time
+	// freed, if not nil, is called when the run holds nothing any more.
+	freed func()
+	began time.Time
 }
 
 // run runs the guest once and reports its end to the log and the sink.
@@ -68,6 +70,9 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 	free := func() {
 		for i := len(release) - 1; i >= 0; i-- {
 			release[i]()
+		}
+		if r.freed != nil {
+			r.freed()
 		}
 	}
 	if p.wasi {
@@ -127,6 +132,10 @@ func (s *session) supervise(ctx context.Context, done <-chan *end, began time.Ti
 			s.stop(endOf(fault.Deadline, fmt.Sprintf("the deadline of %d ms passed", s.p.doc.Limits.DeadlineMillis)))
 		case <-canceled:
 			canceled = nil
+			if errors.Is(context.Cause(ctx), output.ErrGone) {
+				s.stop(outputEnd(output.ErrGone))
+				break
+			}
 			s.drain()
 			t := time.NewTimer(limits.DrainGrace)
 			defer t.Stop()
@@ -165,7 +174,9 @@ func (s *session) guest() (e *end) {
 			e = endOf(fault.Internal, fmt.Sprintf("the host failed: %v", p))
 		}
 	}()
-	if err := s.run.Instantiate(); err != nil {
+	err := s.run.Instantiate()
+	s.instantiated = time.Since(s.began)
+	if err != nil {
 		return s.ended(err, "")
 	}
 	s.metadata()

@@ -127,6 +127,9 @@ type session struct {
 	readable map[media.Ref]struct{}
 	uploaded int64
 	tally    tally
+	// instantiated is how long the instance took, from when the run was asked for.
+	began        time.Time
+	instantiated time.Duration
 	// in is the input, also when its handle is closed; memory is what the guest
 	// had at its end.
 	in     *input
@@ -153,6 +156,7 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 		p:        p,
 		in:       r.in,
 		id:       r.id,
+		began:    r.began,
 		log:      log,
 		out:      &out{sink: r.sink, left: p.doc.Limits.OutputBytes},
 		diag:     log.raw(),
