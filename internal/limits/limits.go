@@ -145,6 +145,11 @@ const (
 	// MinServeMemory is the least guest memory that a container's limit may leave
 	// to each of the instances at once.
 	MinServeMemory = 1 * MiB
+	// GoodServeMemory is what each is given before there is another, when the
+	// manifest says nothing.
+	GoodServeMemory = 64 * MiB
+	// MinServeHost is the least that is left to a host that serves.
+	MinServeHost = 24 * MiB
 )
 
 const (

@@ -48,6 +48,7 @@ hosts_dir = "h"
 docker_config = "d.json"
 [host]
 binary = "bin/mentat-host"
+net_binary = "bin/other"
 [cache]
 dir = "c"
 memory = "m"
@@ -59,7 +60,7 @@ binary = "runc-of-mine"
 	}
 	want := &Config{
 		Verify:  Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", HostsDir: dir + "/h", DockerConfig: dir + "/d.json"},
-		Host:    Host{Binary: dir + "/bin/mentat-host"},
+		Host:    Host{Binary: dir + "/bin/mentat-host", NetBinary: dir + "/bin/other"},
 		Cache:   Cache{Dir: dir + "/c", Memory: dir + "/m"},
 		Runtime: Runtime{Binary: "runc-of-mine"},
 		Dir:     dir,
