@@ -31,7 +31,7 @@ func (f program) Run(ctx context.Context, r Request) (hostdoc.Exit, error) { ret
 
 func document() *hostdoc.Document {
 	return &hostdoc.Document{
-		Agent:  hostdoc.Agent{ID: "org.example.served", Version: "1.0.0"},
+		Agent: hostdoc.Agent{ID: "org.example.served", Version: "1.0.0"}, Instance: "c1",
 		Serve:  &hostdoc.Serve{Listen: "127.0.0.1:0", Concurrent: 2, Queue: 2, BufferBytes: 1 << 20, DrainMillis: 10_000},
 		Limits: hostdoc.Limits{MemoryBytes: 1 << 20, DeadlineMillis: 60_000, InputBytes: 256 << 10, OutputBytes: 1 << 30},
 	}

@@ -9,6 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -17,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mentatlab/mentat/host/metrics"
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -660,6 +664,75 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	} {
 		if !strings.Contains(got.body, line+"\n") {
 			t.Errorf("no line %s in\n%s", line, got.body)
+		}
+	}
+}
+
+func TestWhatAnAgentMeasuresIsNobodyElses(t *testing.T) {
+	doc := document()
+	m, r := NewMetrics(doc), metrics.New()
+	m.Guests(r)
+	for _, one := range []metrics.Measurement{
+		{Name: "requests", Kind: metrics.Counter, Value: 2},
+		{Name: "requests", Kind: metrics.Counter, Value: 3, Attributes: map[string]string{"agent_id": "org.example.other", "page": "a\"\n} 1\nup 0"}},
+		{Name: "load", Kind: metrics.Gauge, Value: -1.5, Attributes: map[string]string{"k": "v"}},
+		{Name: "latency", Kind: metrics.Histogram, Value: 0.02},
+		{Name: "latency", Kind: metrics.Histogram, Value: 1e9},
+		{Name: "mentatlab_wasm_memory_bytes", Kind: metrics.Gauge, Value: 1},
+	} {
+		if refused := r.Record(one); refused != nil {
+			t.Fatal(refused)
+		}
+	}
+	m.Capability("network:https:a.example", true)
+	m.Capability("network:https:b.example", false)
+	m.Capability("whatever\n", false)
+	m.Instance(time.Millisecond, 1<<20)
+	m.Memory(func() int64 { return 5 })
+	s, err := New(agent(echo), Options{Document: doc, Metrics: m})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	s.metrics.handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, MetricsPath, nil))
+	got := w.Body.String()
+	for _, line := range []string{
+		`mentatlab_agent_requests 2`,
+		`mentatlab_agent_requests{agent_id="org.example.other",page="a\"\n} 1\nup 0"} 3`,
+		`mentatlab_agent_load{k="v"} -1.5`,
+		`mentatlab_agent_latency_bucket{le="0.01"} 0`,
+		`mentatlab_agent_latency_bucket{le="0.025"} 1`,
+		`mentatlab_agent_latency_bucket{le="+Inf"} 2`,
+		`mentatlab_agent_latency_count 2`,
+		`mentatlab_agent_mentatlab_wasm_memory_bytes 1`,
+		`mentatlab_wasm_memory_bytes{agent_id="org.example.served",instance_id="c1"} 5`,
+		`mentatlab_capability_requests_total{agent_id="org.example.served",capability_type="network",result="granted"} 1`,
+		`mentatlab_capability_requests_total{agent_id="org.example.served",capability_type="network",result="denied"} 1`,
+		`mentatlab_capability_requests_total{agent_id="org.example.served",capability_type="other",result="denied"} 1`,
+		`mentatlab_wasm_instantiation_seconds_count{agent_id="org.example.served",engine="wasmtime",module_size_bucket="unknown"} 1`,
+		`mentatlab_wasm_run_memory_bytes_sum{agent_id="org.example.served"} 1.048576e+06`,
+	} {
+		if !strings.Contains("\n"+got, "\n"+line+"\n") {
+			t.Errorf("no line %s in\n%s", line, got)
+		}
+	}
+	if strings.Contains(got, "\nup 0") {
+		t.Errorf("a forged line in\n%s", got)
+	}
+}
+
+func TestAModulesSizeIsToldInFewWords(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "module")
+	for size, want := range map[int64]string{0: "up to 1 MiB", 1 << 20: "up to 1 MiB", 1<<20 + 1: "up to 4 MiB", 64 << 20: "up to 64 MiB", 1 << 30: "over 64 MiB"} {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if got := sizeBucket(name); got != want {
+			t.Errorf("%d: %s", size, got)
 		}
 	}
 }

@@ -246,9 +246,10 @@ type Extension struct {
 // hold for each of them: InputBytes bounds a request's body, DeadlineMillis its
 // run.
 type Serve struct {
-	// Listen is host:port; the host may be empty, which is every address. It is
-	// ignored where the host was started with a listening socket.
+	// Listen is host:port; the host may be empty, which is every address.
 	Listen string `json:"listen"`
+	// Socket, if not 0, is the descriptor of a socket that listens there already.
+	Socket int `json:"socket,omitempty"`
 	// Concurrent bounds the instances at once, Queue the requests that wait.
 	Concurrent int `json:"concurrent"`
 	Queue      int `json:"queue"`
@@ -381,6 +382,8 @@ func (d *Document) check(name string) error {
 		switch {
 		case s.Concurrent < 1 || s.Concurrent > limits.ServeConcurrent || s.Queue < 0 || s.Queue > limits.ServeQueue:
 			return fault.New(fault.Internal, name, "%d requests at once and %d waiting, allowed are 1 to %d and 0 to %d", s.Concurrent, s.Queue, limits.ServeConcurrent, limits.ServeQueue)
+		case s.Listen == "" || s.Socket < 0 || s.Socket > 0 && s.Socket < 3:
+			return fault.New(fault.Internal, name, "an address to listen on and, if there is a socket, its descriptor are required")
 		case s.BufferBytes < d.Limits.InputBytes || s.NoticeMillis < 0 || s.DrainMillis < s.NoticeMillis:
 			return fault.New(fault.Internal, name, "what is held must hold one request, and the time to drain the notice")
 		case d.Limits.DeadlineMillis == 0:
