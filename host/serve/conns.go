@@ -83,10 +83,3 @@ func (c *connections) changed(conn net.Conn, to http.ConnState) {
 		delete(c.open, conn)
 	}
 }
-
-// count is how many there are.
-func (c *connections) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.open)
-}

@@ -44,8 +44,9 @@ type served struct {
 	addr   string
 	client *http.Client
 	stop   context.CancelCauseFunc
-	// done gets what Serve returned.
-	done chan error
+	// done is closed when Serve has returned, with result.
+	done   chan struct{}
+	result error
 
 	mu   sync.Mutex
 	logs []string
@@ -70,15 +71,18 @@ func startOn(t testing.TB, p Program, edit func(*hostdoc.Document), l net.Listen
 	if edit != nil {
 		edit(doc)
 	}
-	v := &served{t: t, addr: l.Addr().String(), client: &http.Client{Transport: transport}, done: make(chan error, 1)}
+	v := &served{t: t, addr: l.Addr().String(), client: &http.Client{Transport: transport}, done: make(chan struct{})}
 	var err error
 	v.Server, err = New(p, Options{Document: doc, Log: v.log})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancelCause(context.Background())
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context()))
 	v.stop = stop
-	go func() { v.done <- v.Serve(ctx, l) }()
+	go func() {
+		v.result = v.Serve(ctx, l)
+		close(v.done)
+	}()
 	t.Cleanup(func() {
 		v.stop(errStop)
 		transport.CloseIdleConnections()
@@ -107,9 +111,8 @@ func (v *served) logged() string {
 func (v *served) ended() error {
 	v.t.Helper()
 	select {
-	case err := <-v.done:
-		v.done <- err
-		return err
+	case <-v.done:
+		return v.result
 	case <-time.After(time.Minute):
 		v.t.Fatal("the server does not end")
 		return nil
@@ -124,7 +127,10 @@ type reply struct {
 	err error
 }
 
-func (v *served) request(method, path string, body io.Reader, edit func(*http.Request)) (*http.Response, error) {
+// incoming is an answer whose body arrives; it is closed at the test's end.
+type incoming struct{ *http.Response }
+
+func (v *served) request(method, path string, body io.Reader, edit func(*http.Request)) (*incoming, error) {
 	r, err := http.NewRequestWithContext(v.t.Context(), method, "http://"+v.addr+path, body)
 	if err != nil {
 		v.t.Fatal(err)
@@ -132,7 +138,27 @@ func (v *served) request(method, path string, body io.Reader, edit func(*http.Re
 	if edit != nil {
 		edit(r)
 	}
-	return v.client.Do(r)
+	return v.send(r)
+}
+
+func (v *served) send(r *http.Request) (*incoming, error) {
+	answer, err := v.client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	v.t.Cleanup(func() { answer.Body.Close() })
+	return &incoming{answer}, nil
+}
+
+// readAnswer reads an answer from a connection of the test's own.
+func readAnswer(t testing.TB, r *bufio.Reader) *incoming {
+	t.Helper()
+	answer, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { answer.Body.Close() })
+	return &incoming{answer}
 }
 
 func (v *served) do(method, path string, body io.Reader, edit func(*http.Request)) reply {
@@ -144,10 +170,9 @@ func (v *served) do(method, path string, body io.Reader, edit func(*http.Request
 	return whole(answer)
 }
 
-func whole(answer *http.Response) reply {
+func whole(answer *incoming) reply {
 	data, err := io.ReadAll(answer.Body)
-	_ = answer.Body.Close()
-	return reply{answer, string(data), err}
+	return reply{answer.Response, string(data), err}
 }
 
 func (v *served) post(body string) reply {

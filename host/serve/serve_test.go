@@ -297,7 +297,7 @@ func TestAClientThatLeavesEndsItsRunAtOnce(t *testing.T) {
 			go func() {
 				r, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+v.addr+ProcessPath, strings.NewReader("x"))
 				r.Header.Set("Accept", accept)
-				answer, err := v.client.Do(r)
+				answer, err := v.send(r)
 				if err == nil {
 					_, err = io.ReadAll(answer.Body)
 				}
@@ -380,7 +380,7 @@ func TestAWaitingClientThatLeavesNeverRuns(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
 	clients.Go(func() {
 		r, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+v.addr+ProcessPath, strings.NewReader("second"))
-		if answer, err := v.client.Do(r); err == nil {
+		if answer, err := v.send(r); err == nil {
 			t.Errorf("answered with %s", whole(answer).Status)
 		}
 	})
@@ -498,11 +498,7 @@ func TestRequestsOnOneConnectionAreAnsweredInOrder(t *testing.T) {
 	}
 	r := bufio.NewReader(conn)
 	for i := range 5 {
-		answer, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		whole(answer).wants(t, http.StatusOK, strconv.Itoa(i))
+		whole(readAnswer(t, r)).wants(t, http.StatusOK, strconv.Itoa(i))
 	}
 }
 
@@ -549,18 +545,14 @@ func TestHTTP10GetsAShortOutputAndIsRefusedALongOne(t *testing.T) {
 		}
 		return hostdoc.Exit{}
 	}), nil)
-	ask := func(body string) *http.Response {
+	ask := func(body string) *incoming {
 		conn, err := net.Dial("tcp", v.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
 		fmt.Fprintf(conn, "POST /v1/process HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return answer
+		return readAnswer(t, bufio.NewReader(conn))
 	}
 	whole(ask("x")).wants(t, http.StatusOK, "xxx")
 	whole(ask("xx")).wants(t, http.StatusHTTPVersionNotSupported, "use HTTP/1.1")

@@ -173,7 +173,7 @@ func start(t testing.TB, text string, edit func(*hostdoc.Document)) *served {
 	if edit != nil {
 		edit(v.doc)
 	}
-	ctx, stop := context.WithCancelCause(context.Background())
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context()))
 	v.stop = stop
 	go func() { v.exit <- Serve(ctx, v.doc, host.Options{Stderr: v.logs}) }()
 	t.Cleanup(func() {
@@ -357,7 +357,8 @@ func TestSIGTERMDrainsAndIsTheExitStatus(t *testing.T) {
 	if err = errors.Join(err, json.Unmarshal(data, &reported)); err != nil || reported != exit {
 		t.Errorf("reported %+v, %v", reported, err)
 	}
-	if _, err := client.Get(v.url + serve.HealthPath); err == nil {
+	if answer, err := client.Get(v.url + serve.HealthPath); err == nil {
+		answer.Body.Close()
 		t.Error("it still answers")
 	}
 }
