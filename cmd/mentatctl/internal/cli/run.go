@@ -35,6 +35,7 @@ type runOptions struct {
 	env      []string
 	memory   int64
 	deadline time.Duration
+	serve    serveFlags
 	trust    trustFlags
 	remote   remoteFlags
 }
@@ -51,16 +52,22 @@ verify does it.
 Its input is a file, or stdin, or the arguments. What flags give is granted, and
 nothing else: no directory, no variable, no network of this machine.
 
+An agent whose manifest says "mode: serve", or any with --serve, answers HTTP
+requests instead, on this machine alone unless --listen says otherwise; Ctrl-C
+lets the requests that run finish.
+
 The agent's exit status is passed on. run itself fails with 125.`,
 		Example: `  mentatctl run hello --input input.json
   echo '{"text": "one two"}' | mentatctl run hello
   mentatctl run tool.wasm --dir ./data::/data::ro --env LANG=C -- --verbose /data/in.txt
-  mentatctl run registry.example.com/agents/hello:0.1.0 --input input.json`,
+  mentatctl run registry.example.com/agents/hello:0.1.0 --input input.json
+  mentatctl run hello --serve --listen 127.0.0.1:9000`,
 		Args: wantArgs(1, -1, "an agent's directory, a .wasm file or a reference"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.trust.check(cmd); err != nil {
 				return err
 			}
+			o.serve.said = cmd.Flags().Changed("serve")
 			if flag := changed(cmd, "policy", "config"); flag != "" && isLocal(args[0]) {
 				return fault.New(fault.Usage, args[0], "--%s judges references; what is on disk is yours to run", flag).WithHint("mentatctl verify judges a directory")
 			}
@@ -72,6 +79,7 @@ The agent's exit status is passed on. run itself fails with 125.`,
 	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "give the agent a variable, as `NAME=VALUE`, or NAME to pass one on; may be repeated")
 	cmd.Flags().Int64Var(&o.memory, "memory", 0, "bound the agent's memory to this many `MB`")
 	cmd.Flags().DurationVar(&o.deadline, "deadline", 0, "end the agent after this `DURATION`")
+	o.serve.add(cmd)
 	o.trust.add(cmd)
 	o.remote.add(cmd)
 	a.progresses(cmd)
@@ -117,6 +125,9 @@ func (a *app) run(ctx context.Context, name string, args []string, o *runOptions
 	doc, err := a.document(r, path, args, o, given)
 	if err != nil {
 		return err
+	}
+	if o.serve.wanted(r.agent) {
+		return a.serve(ctx, host, doc, r.agent, o, args)
 	}
 	return a.exec(ctx, host, doc)
 }
@@ -445,7 +456,7 @@ func inputError(name string, err error) error {
 }
 
 // exec runs mentat-host and returns the agent's status as an [agentExit].
-func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document) error {
+func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document, files ...*os.File) error {
 	data, err := doc.Marshal()
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "", "cannot encode the host document")
@@ -461,6 +472,7 @@ func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document) erro
 	}
 	cmd := exec.Command(host, "run", "--document", path)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
+	cmd.ExtraFiles = files
 	// The host gets no variable of this environment: what the guest sees stands
 	// in the document, and GODEBUG and the like would change the host itself.
 	cmd.Env = []string{}
