@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -107,7 +109,7 @@ const granted = "network:https:*.example.com"
 // with grants the capability and serves it.
 func with(f *fake) (Options, func(*hostdoc.Document)) {
 	return Options{Backends: map[string]backend.Backend{"network": f}}, func(d *hostdoc.Document) {
-		d.Grants = []hostdoc.Grant{{Capability: "env:OTHER", Rule: "another"}, {Capability: granted, Rule: "web"}}
+		d.Grants = []hostdoc.Grant{{Capability: "extension:other", Rule: "another"}, {Capability: granted, Rule: "web"}}
 	}
 }
 
@@ -203,7 +205,7 @@ func TestOnlyWhatIsGrantedIsOpened(t *testing.T) {
 		"denied":         {"llm:gpt-4", codeDenied, "no-llm", "manifest.yaml asks for it already"},
 		"part denied":    {"llm:gpt-*", codeDenied, "no-llm", "asks for it already"},
 		"another kind":   {"extension:x", codeDenied, "manifest", "- extension:x"},
-		"unserved":       {"env:OTHER", codeUnsupported, "", ""},
+		"unserved":       {"extension:other", codeUnsupported, "", ""},
 		"nonsense":       {"network", codeInvalid, "", ""},
 		"unknown kind":   {"exec:/bin/sh", codeInvalid, "", ""},
 		"empty":          {"", codeInvalid, "", ""},
@@ -425,7 +427,7 @@ func TestCallsAndRequestsAreBounded(t *testing.T) {
 	d, f = data{}, &fake{}
 	hang(f)
 	o, edit = with(f)
-	op = d.at(100, "fetch")
+	d.at(100, "fetch")
 	setup{wat: asking(fmt.Sprintf(`
     (local.set $n (i32.const %d))
     (loop $more
@@ -517,7 +519,7 @@ func TestABackendThatIgnoresItsContextDoesNotHoldTheRun(t *testing.T) {
 	var d data
 	f, release := &fake{}, make(chan struct{})
 	f.invoke = func(context.Context, string, json.RawMessage, []byte) (backend.Answer, *backend.Refusal) {
-		return &fakeAnswer{f: f, ctx: context.Background(), wait: release}, nil
+		return &fakeAnswer{f: f, ctx: context.WithoutCancel(t.Context()), wait: release}, nil
 	}
 	o, edit := with(f)
 	op := d.at(100, "fetch")
@@ -568,4 +570,40 @@ func FuzzUnframe(f *testing.F) {
 			t.Errorf("%q came back as %q", request, got)
 		}
 	})
+}
+
+// The capabilities that need nothing but the document.
+func TestVariablesAndFilesAreServedFromTheDocument(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var d data
+	use := func(at int, capability, op, request string) string {
+		return `
+    (local.set $h (call $request_capability ` + d.at(at, capability) + ` (i32.const 0) (i32.const 0)))
+    (if (i32.lt_s (local.get $h) (i32.const 0)) (then (return (i32.sub (i32.const 0) (local.get $h)))))
+    (local.set $n (call $invoke_capability (local.get $h) ` + d.at(at+200, op) + ` ` + d.at(at+300, request) + `))
+    (if (i32.lt_s (local.get $n) (i32.const 0)) (then (return (i32.sub (i32.const 0) (local.get $n)))))
+    (call $drain (local.get $n))`
+	}
+	text := agent(
+		use(0, "env:KEY", "get", "")+
+			use(1000, "filesystem:write:/data/new", "write", framed(`{"path":"/data/new"}`, "written"))+
+			use(2000, "filesystem:read:/data", "read", framed(`{"path":"/data/new"}`, ""))+`(i32.const 0)`, d.segments.String())
+	grants := func(list ...string) func(*hostdoc.Document) {
+		return func(d *hostdoc.Document) {
+			d.Env = []string{"KEY=value"}
+			d.Preopens = []hostdoc.Preopen{{Host: dir, Guest: "/data"}}
+			for _, g := range list {
+				d.Grants = append(d.Grants, hostdoc.Grant{Capability: g, Rule: "r"})
+			}
+		}
+	}
+	o := setup{wat: text, edit: grants("env:KEY", "filesystem:read-write:/data")}.run(t).wants(t, 0, "")
+	if !strings.HasPrefix(o.stdout, framed("{}", "value")) || !strings.HasSuffix(o.stdout, "}written") {
+		t.Errorf("output %q", o.stdout)
+	}
+	setup{wat: text, edit: grants("filesystem:read-write:/data")}.run(t).wants(t, -codeDenied, "").output(t, "")
+	setup{wat: text, edit: grants("env:KEY", "filesystem:read:/data")}.run(t).wants(t, -codeDenied, "").output(t, framed("{}", "value"))
 }

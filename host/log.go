@@ -33,7 +33,18 @@ type logger struct {
 	json                 bool
 	agent, instance, run string
 
-	mu *sync.Mutex // guards w; the logs of all runs share it
+	now func() time.Time
+
+	shared *sharedLog // of the logs of all runs
+}
+
+// sharedLog has one place to write to and one measure of what guests may log: so
+// much at once, and in the long run so much a second. More is left out, and told.
+type sharedLog struct {
+	mu      sync.Mutex // guards w and all of this
+	budget  float64
+	counted time.Time // when budget was what it is
+	dropped int
 }
 
 // Sources of log lines.
@@ -66,7 +77,10 @@ func newLogger(w io.Writer, doc *hostdoc.Document) *logger {
 	if w == nil {
 		w = io.Discard
 	}
-	return &logger{w: w, json: doc.LogFormat != "text", agent: doc.Agent.ID, instance: doc.Instance, mu: new(sync.Mutex)}
+	return &logger{
+		w: w, json: doc.LogFormat != "text", agent: doc.Agent.ID, instance: doc.Instance,
+		now: time.Now, shared: &sharedLog{budget: limits.LogBurstBytes},
+	}
 }
 
 // Log writes lines of the host's own into a document's log, for who runs a
@@ -104,6 +118,41 @@ func (l *logger) exit(e *end) hostdoc.Exit {
 	return exit
 }
 
+// admits says whether a guest may log a line of n bytes.
+func (l *logger) admits(n int) bool {
+	n = min(n, limits.LogLineBytes) + lineOverhead
+	s := l.shared
+	s.mu.Lock()
+	now := l.now()
+	if !s.counted.IsZero() {
+		s.budget = min(s.budget+now.Sub(s.counted).Seconds()*limits.LogBytesPerSecond, limits.LogBurstBytes)
+	}
+	s.counted = now
+	if s.budget < float64(n) {
+		s.dropped++
+		s.mu.Unlock()
+		return false
+	}
+	s.budget -= float64(n)
+	s.mu.Unlock()
+	l.lull()
+	return true
+}
+
+// lineOverhead is about what a line has beside its text.
+const lineOverhead = 128
+
+// lull tells of lines that were left out, once there is room or a run ends.
+func (l *logger) lull() {
+	l.shared.mu.Lock()
+	n := l.shared.dropped
+	l.shared.dropped = 0
+	l.shared.mu.Unlock()
+	if n > 0 {
+		l.log(levelWarn, fromHost, fmt.Sprintf("%d log lines of the agent were left out: it logs faster than %d bytes a second", n, limits.LogBytesPerSecond))
+	}
+}
+
 func (l *logger) log(level int, source, message string) {
 	l.write(logLine{Level: levelNames[level], Source: source, Message: message})
 }
@@ -137,7 +186,7 @@ func (l *logger) metrics(families []metrics.Family) {
 
 func (l *logger) write(line logLine) {
 	line.Message = capped(strings.ToValidUTF8(line.Message, "\uFFFD"))
-	line.Time = time.Now().UTC().Truncate(time.Millisecond)
+	line.Time = l.now().UTC().Truncate(time.Millisecond)
 	var b bytes.Buffer
 	if l.json {
 		line.Agent, line.Instance, line.Run = l.agent, l.instance, l.run
@@ -152,8 +201,8 @@ func (l *logger) write(line logLine) {
 		}
 		fmt.Fprintf(&b, "%-5s %s: %s\n", line.Level, escape(who), escape(line.Message))
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.shared.mu.Lock()
+	defer l.shared.mu.Unlock()
 	// When stderr is gone there is nobody left to tell.
 	_, _ = l.w.Write(b.Bytes())
 }
@@ -196,15 +245,4 @@ func escape(s string) string {
 		}
 	}
 	return b.String()
-}
-
-// raw writes to the log's place what is no line of ours.
-func (l *logger) raw() io.Writer { return rawLog{l} }
-
-type rawLog struct{ l *logger }
-
-func (r rawLog) Write(p []byte) (int, error) {
-	r.l.mu.Lock()
-	defer r.l.mu.Unlock()
-	return r.l.w.Write(p)
 }

@@ -21,15 +21,19 @@ func recordMetric(c *call) bool {
 	}
 	attributes, refused := metrics.ParseAttributes(attrs)
 	m := metrics.Measurement{Name: string(name), Kind: metrics.Kind(c.values[2].I32()), Value: c.values[3].F64(), Attributes: attributes}
+	o := c.s.out
+	if refused == nil && o.observer != nil && !o.take(len(name)+len(attrs)) {
+		return c.fails(codeLimit, detail{Reason: errOutputLimit.Error()})
+	}
 	if refused == nil {
 		refused = c.s.p.metrics.Record(m)
 	}
 	if refused != nil {
 		return c.refuses("", refused)
 	}
-	if o, ok := c.s.out.sink.(output.Observer); ok {
+	if o.observer != nil {
 		// A reader that left is noticed when something is written that counts.
-		_ = o.Metric(output.Metric{Name: m.Name, Kind: m.Kind.String(), Value: m.Value, Attributes: m.Attributes})
+		_ = o.observer.Metric(output.Metric{Name: m.Name, Kind: m.Kind.String(), Value: m.Value, Attributes: m.Attributes})
 	}
 	return c.returns(0)
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mentatlab/mentat/host/backend"
+	"github.com/mentatlab/mentat/host/env"
+	"github.com/mentatlab/mentat/host/filesystem"
 	"github.com/mentatlab/mentat/host/internal/engine"
 	"github.com/mentatlab/mentat/host/media"
 	"github.com/mentatlab/mentat/host/metrics"
@@ -20,6 +24,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/manifest/module"
 )
 
@@ -28,8 +33,8 @@ import (
 type Options struct {
 	// Stderr takes the log lines; nil discards them.
 	Stderr io.Writer
-	// Backends serve capabilities, by their kind; a kind without one is
-	// UNSUPPORTED. [Program.Close] closes them.
+	// Backends serve capabilities, by their kind; env and filesystem need none, and
+	// another kind without one is UNSUPPORTED. [Program.Close] closes them.
 	Backends map[string]backend.Backend
 	// Media keeps media; nil is the document's directory, if it has one. The store
 	// stays the caller's.
@@ -153,12 +158,32 @@ func (p *Program) serve() (err error) {
 	if p.metrics = p.o.Metrics; p.metrics == nil {
 		p.metrics = metrics.New()
 	}
-	p.backends = p.o.Backends
+	p.backends = p.localBackends()
+	maps.Copy(p.backends, p.o.Backends)
 	return nil
 }
 
 // MemoryInUse is the size of the memories of all guests that there are, in bytes.
 func MemoryInUse() int64 { return engine.MemoryInUse() }
+
+// localBackends serve what the document alone says, where something is granted.
+func (p *Program) localBackends() map[string]backend.Backend {
+	local := map[string]backend.Backend{}
+	for _, g := range p.authority.grants {
+		switch {
+		case local[g.Kind] != nil:
+		case g.Kind == manifest.KindEnv:
+			local[g.Kind] = env.New(p.doc.Env)
+		case g.Kind == manifest.KindFilesystem:
+			dirs := make([]filesystem.Dir, len(p.dirs))
+			for i, pre := range p.doc.Preopens {
+				dirs[i] = filesystem.Dir{Guest: path.Clean(pre.Guest), ReadOnly: pre.ReadOnly, File: p.dirs[i]}
+			}
+			local[g.Kind] = filesystem.New(dirs)
+		}
+	}
+	return local
+}
 
 // Run runs the guest once, in an instance of its own, and says how it ended.
 // Any number may go on at once. When the context is cancelled the guest is asked

@@ -1,10 +1,10 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"maps"
 	"math"
 	"slices"
@@ -100,8 +100,8 @@ type session struct {
 	id  string
 	log *logger
 	out *out
-	// diag is where WASI's stderr goes.
-	diag io.Writer
+	// stderr is the beginning of a line that the guest writes to WASI's stderr.
+	stderr []byte
 
 	run *engine.Run
 	// ctx is what the run's work for the guest ends with.
@@ -158,8 +158,7 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 		id:       r.id,
 		began:    r.began,
 		log:      log,
-		out:      &out{sink: r.sink, left: p.doc.Limits.OutputBytes},
-		diag:     log.raw(),
+		out:      newOut(r.sink, p.doc.Limits.OutputBytes),
 		handles:  map[int32]resource{0: r.in},
 		next:     1,
 		draining: make(chan struct{}),
@@ -203,6 +202,10 @@ func (s *session) endWaits() {
 // settle leaves nothing behind of a run whose guest is back.
 func (s *session) settle() {
 	s.endWaits()
+	if len(s.stderr) > 0 {
+		s.endLine()
+	}
+	s.log.lull()
 	for _, h := range slices.Sorted(maps.Keys(s.handles)) {
 		s.handles[h].close(s)
 	}
@@ -305,9 +308,7 @@ func (s *session) Write(fd int, data []byte) int {
 		return -errnoIO
 	}
 	if fd == 2 {
-		if _, err := s.diag.Write(data); err != nil {
-			return -errnoIO
-		}
+		s.mutter(data)
 		return len(data)
 	}
 	if err := s.out.write(data); err != nil {
@@ -319,14 +320,41 @@ func (s *session) Write(fd int, data []byte) int {
 
 // say logs a line of the guest's, or leaves it to a sink that has a place for it.
 func (s *session) say(level int, text string) {
-	if o, ok := s.out.sink.(output.Observer); ok {
+	if !s.log.admits(len(text)) {
+		return
+	}
+	if s.out.observer != nil {
 		// A reader that left is noticed when something is written that counts.
-		taken, err := o.Log(levelNames[level], capped(strings.ToValidUTF8(text, "\uFFFD")))
+		taken, err := s.out.observer.Log(levelNames[level], capped(strings.ToValidUTF8(text, "\uFFFD")))
 		if taken && err == nil {
 			return
 		}
 	}
 	s.log.log(level, fromAgent, text)
+}
+
+// mutter takes what the guest writes to WASI's stderr: a line becomes a line of
+// the agent's log, so that it is no other's. One without an end is cut.
+func (s *session) mutter(data []byte) {
+	for len(data) > 0 {
+		line, rest, ended := bytes.Cut(data, []byte("\n"))
+		room := limits.LogLineBytes - len(s.stderr)
+		if len(line) > room {
+			rest, ended = data[room:], true
+			line = line[:room]
+		}
+		s.stderr = append(s.stderr, line...)
+		if ended {
+			s.endLine()
+		}
+		data = rest
+	}
+}
+
+// endLine logs what there is of a line.
+func (s *session) endLine() {
+	s.say(levelInfo, strings.TrimSuffix(string(s.stderr), "\r"))
+	s.stderr = s.stderr[:0]
 }
 
 // errnoIO is EIO, which WASI passes on.

@@ -47,8 +47,12 @@ func startStream(c *call) bool {
 	}
 	st := &stream{id: string(id)}
 	h := s.open(st)
-	if h < 0 {
+	switch {
+	case h < 0:
 		return c.returns(h)
+	case s.out.overhead > 0 && !s.out.take(len(id)):
+		delete(s.handles, h)
+		return c.fails(codeLimit, detail{Reason: errOutputLimit.Error()})
 	}
 	if err := s.out.sink.StreamStart(st.id); err != nil {
 		delete(s.handles, h)
@@ -71,19 +75,26 @@ func writeStream(c *call) bool {
 		return c.returns(codeBadHandle)
 	}
 	o := c.s.out
+	// A count must fit into the result.
+	data = data[:min(len(data), maxCount)]
 	if int64(len(data)) > o.left {
 		return c.fails(codeLimit, detail{Reason: errOutputLimit.Error()})
 	}
-	// A count must fit into the result.
-	data = data[:min(len(data), maxCount)]
+	taken := 0
 	for part := range output.Parts(data, limits.ChunkBytes) {
-		o.left -= int64(len(part))
+		if !o.take(len(part)) {
+			if taken > 0 {
+				break
+			}
+			return c.fails(codeLimit, detail{Reason: errOutputLimit.Error()})
+		}
 		if err := o.sink.StreamChunk(st.id, st.seq, part); err != nil {
 			return c.lostReader(err)
 		}
 		st.seq++
+		taken += len(part)
 	}
-	return c.returns(int32(len(data)))
+	return c.returns(int32(taken))
 }
 
 func endStream(c *call) bool {

@@ -72,7 +72,7 @@ func (d *Dir) Close() error { return d.root.Close() }
 
 // Open opens an object. A file whose size is not the object's is found out at
 // its end, as are other bytes.
-func (d *Dir) Open(ctx context.Context, ref Ref, max int64) (io.ReadCloser, Info, error) {
+func (d *Dir) Open(ctx context.Context, ref Ref, most int64) (io.ReadCloser, Info, error) {
 	f, err := d.root.OpenFile(ref.Hex(), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, Info{}, fault.New(fault.NotFound, ref.String(), "no such object is stored")
@@ -86,8 +86,8 @@ func (d *Dir) Open(ctx context.Context, ref Ref, max int64) (io.ReadCloser, Info
 		err = fault.Wrap(err, fault.Unavailable, ref.String(), "cannot read the object")
 	case !st.Mode().IsRegular():
 		err = fault.New(fault.DigestMismatch, ref.String(), "the stored object is not a file")
-	case st.Size() > max:
-		err = fault.New(fault.ResourceLimit, ref.String(), "the object has %d bytes, the limit is %d", st.Size(), max)
+	case st.Size() > most:
+		err = fault.New(fault.ResourceLimit, ref.String(), "the object has %d bytes, the limit is %d", st.Size(), most)
 	}
 	if err != nil {
 		return nil, Info{}, errors.Join(err, f.Close())

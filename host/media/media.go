@@ -81,10 +81,10 @@ func CheckType(s string) (string, error) {
 // and [fault.Unavailable] for all else. Every method returns soon after ctx is
 // cancelled.
 type Store interface {
-	// Open opens an object, of at most max bytes. The reader fails rather than end
+	// Open opens an object, no longer than most bytes. The reader fails rather than end
 	// if what it returned was not the object; see [Verify]. ctx holds for reading,
 	// too.
-	Open(ctx context.Context, ref Ref, max int64) (io.ReadCloser, Info, error)
+	Open(ctx context.Context, ref Ref, most int64) (io.ReadCloser, Info, error)
 	// Put stores the size bytes of r, whole or not at all, with a type from
 	// [CheckType]. Storing what is there already is no error.
 	Put(ctx context.Context, mediaType string, r io.Reader, size int64) (Ref, error)

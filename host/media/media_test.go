@@ -158,7 +158,7 @@ func TestWhatFailsHalfwayLeavesNothing(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, c := range map[string]struct {
-		ctx  context.Context
+		ctx  context.Context //nolint:containedctx // a row of the table
 		r    io.Reader
 		size int64
 	}{

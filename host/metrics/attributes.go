@@ -42,7 +42,7 @@ func ParseAttributes(data []byte) (map[string]string, *backend.Refusal) {
 	if _, err := dec.Token(); err != nil {
 		return nil, refuse(backend.Invalid, "the attributes are not a JSON object")
 	}
-	if _, err := dec.Token(); err != io.EOF { //nolint:errorlint // the decoder's own, never wrapped
+	if _, err := dec.Token(); err != io.EOF {
 		return nil, refuse(backend.Invalid, "something follows the attributes")
 	}
 	return attributes, nil

@@ -70,6 +70,10 @@ const (
 	ChunkBytes = 64 * KiB
 	// LogLineBytes bounds one log line of a guest.
 	LogLineBytes = 64 * KiB
+	// LogBurstBytes and LogBytesPerSecond bound what guests may log at once and in
+	// the long run.
+	LogBurstBytes     = 16 * MiB
+	LogBytesPerSecond = 1 * MiB
 	// ErrorMessageBytes bounds a guest's set_error message.
 	ErrorMessageBytes = 8 * KiB
 	// StreamIDBytes bounds the id of an output stream.
@@ -87,6 +91,8 @@ const (
 	// RequestBytes bounds the bodies of those calls' requests together, which
 	// the host keeps until they are sent.
 	RequestBytes = 16 * MiB
+	// ListEntries bounds the entries of a directory that is listed.
+	ListEntries = 10_000
 	// MediaTypeBytes bounds the type of an uploaded object.
 	MediaTypeBytes = 128
 	// MetricNames bounds the names of an agent's metrics, MetricSeries the
