@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -25,6 +26,11 @@ func (r *wasmRun) serving(spec *specs.Spec, doc *hostdoc.Document) error {
 	doc.Input = hostdoc.Input{Kind: hostdoc.InputStdin}
 	doc.Serve = agent.Served("")
 	doc.Limits.InputBytes = agent.BodyLimit()
+	// A temporary directory lives as long as the run, and a run is a request.
+	doc.Preopens = slices.Clone(doc.Preopens)
+	for i, p := range doc.Preopens {
+		_, doc.Preopens[i].Fresh = r.grant.TempDirs[p.Guest]
+	}
 	if doc.Limits.DeadlineMillis == 0 {
 		doc.Limits.DeadlineMillis = limits.DefaultServeDeadline.Milliseconds()
 	}

@@ -57,6 +57,25 @@ func TestAServedAgentGetsAServersDocumentAndHost(t *testing.T) {
 	}
 }
 
+func TestATemporaryDirectoryIsEachRequestsOwn(t *testing.T) {
+	const extra = "sandbox: {filesystem: {temp_dirs: {/scratch: 1MB}}}\n"
+	for _, served := range []bool{true, false} {
+		w := enforcing(t)
+		mode := "\n"
+		if served {
+			mode = "\nmode: serve\n"
+		}
+		w.config.Host.NetBinary = filepath.Join(w.etc, "the-net-host")
+		w.file("the-net-host", nil)
+		w.create(ref, w.sign(w.agent(mode+extra)))
+		w.write(plain())
+		w.runs(true)
+		if got := w.document().Preopens; len(got) != 1 || got[0] != (hostdoc.Preopen{Host: "/scratch", Guest: "/scratch", Fresh: served}) {
+			t.Errorf("served %v: %+v", served, got)
+		}
+	}
+}
+
 func TestAServedRunAlwaysHasADeadline(t *testing.T) {
 	w := servedAs(t, "", nil)
 	w.runs(true)

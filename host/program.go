@@ -6,10 +6,10 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +71,9 @@ type Program struct {
 	log  *logger
 	mod  *engine.Module
 	dirs []*os.File // of doc.Preopens
+	// fresh says that runs have directories of their own, serial numbers them.
+	fresh  bool
+	serial atomic.Int64
 
 	authority *authority
 	backends  map[string]backend.Backend
@@ -144,6 +147,7 @@ func (p *Program) serve() (err error) {
 	if p.dirs, err = openDirs(p.doc.Preopens); err != nil {
 		return err
 	}
+	p.fresh = slices.ContainsFunc(p.doc.Preopens, func(d hostdoc.Preopen) bool { return d.Fresh })
 	if p.given, err = givenMedia(p.doc); err != nil {
 		return err
 	}
@@ -175,11 +179,7 @@ func (p *Program) localBackends() map[string]backend.Backend {
 		case g.Kind == manifest.KindEnv:
 			local[g.Kind] = env.New(p.doc.Env)
 		case g.Kind == manifest.KindFilesystem:
-			dirs := make([]filesystem.Dir, len(p.dirs))
-			for i, pre := range p.doc.Preopens {
-				dirs[i] = filesystem.Dir{Guest: path.Clean(pre.Guest), ReadOnly: pre.ReadOnly, File: p.dirs[i]}
-			}
-			local[g.Kind] = filesystem.New(dirs)
+			local[g.Kind] = filesystem.New(p.filesOf(p.dirs))
 		}
 	}
 	return local

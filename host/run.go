@@ -75,8 +75,20 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 			r.freed()
 		}
 	}
+	own, err := p.newRunDirs()
+	if err != nil {
+		s.endWaits()
+		free()
+		return nil, true, err
+	}
+	s.backends = own.backends
+	release = append(release, func() {
+		if err := own.remove(); err != nil {
+			s.log.log(levelError, fromHost, err.Error())
+		}
+	})
 	if p.wasi {
-		wasi, done, err := p.wasiConfig(r, s.over)
+		wasi, done, err := p.wasiConfig(r, own.dirs, s.over)
 		if err != nil {
 			s.endWaits()
 			free()

@@ -123,6 +123,8 @@ type session struct {
 	lost bool
 	// served are the backends that the run has asked, by their kind.
 	served map[string]backend.Backend
+	// backends are those that it can ask.
+	backends map[string]backend.Backend
 	// readable are the media that the run may read, uploaded is what it stored.
 	readable map[media.Ref]struct{}
 	uploaded int64

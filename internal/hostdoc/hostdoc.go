@@ -136,6 +136,8 @@ type Preopen struct {
 	Host     string `json:"host"`
 	Guest    string `json:"guest"`
 	ReadOnly bool   `json:"readOnly"`
+	// Fresh gives each run a new directory below Host, which goes with it.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // Grant is one capability that the agent may use.

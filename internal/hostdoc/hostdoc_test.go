@@ -25,7 +25,7 @@ func full() *Document {
 		Input:    Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\""},
 		Args:     []string{"agent", "--flag", ""},
 		Env:      []string{"A=B"},
-		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true}},
+		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true, Fresh: true}},
 		Config:   map[string]string{"k": "v", "a": "b"},
 		Grants:   []Grant{{Capability: "filesystem:read:/data", Rule: "r"}},
 		Denials:  []Denial{{Capability: "env:X", Rule: "r", Reason: "why"}},
