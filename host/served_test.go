@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -71,19 +73,23 @@ func TestARunIsFreedBeforeItReturns(t *testing.T) {
 	}
 }
 
-// sleeper is a WASI command that sleeps for two seconds, which nothing ends
-// early.
-const sleeper = `(module
-  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+// stuck is a WASI command that opens a pipe, which takes until somebody writes.
+const stuck = `(module
+  (import "wasi_snapshot_preview1" "path_open" (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
   (memory (export "memory") 1 1)
+  (data (i32.const 100) "pipe")
   (func (export "_start")
-    (i32.store (i32.const 16) (i32.const 1))
-    (i64.store (i32.const 24) (i64.const 2000000000))
-    (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))`
+    (drop (call $path_open (i32.const 3) (i32.const 0) (i32.const 100) (i32.const 4) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 0)))))`
 
 func TestAGuestThatIsLeftBehindIsFreedWhenItComesBack(t *testing.T) {
-	doc := document(t, sleeper)
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	doc := document(t, stuck)
 	doc.Entry, doc.Limits.DeadlineMillis = hostdoc.EntryCommand, 100
+	doc.Preopens = []hostdoc.Preopen{{Host: dir, Guest: "/data"}}
 	p := load1(t, doc, Options{})
 	before := MemoryInUse()
 	freed := make(chan int64, 2)
@@ -92,8 +98,13 @@ func TestAGuestThatIsLeftBehindIsFreedWhenItComesBack(t *testing.T) {
 		t.Errorf("%+v", exit)
 	}
 	if len(freed) > 0 {
-		t.Error("it counts as freed while it sleeps")
+		t.Error("it counts as freed while it waits")
 	}
+	w, err := os.OpenFile(pipe, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
 	select {
 	case got := <-freed:
 		if got != before {
