@@ -36,7 +36,7 @@ OLDTOOL  := github.com/containerd/containerd/v2/cmd/containerd
 MODULES  := $(patsubst %/go.mod,%,$(filter-out tools/%,$(wildcard sdk/*/go.mod agents/*/go.mod)))
 UNIT     = $$(go list ./... | grep -v '^$(MODULE)/integration')
 # Packages with goroutines of their own.
-RACE     := ./aot/... ./bundle/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/...
+RACE     := ./aot/... ./bundle/... ./host/serve/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/...
 FUZZTIME ?= 10s
 RUNTESTS := go run ./scripts/runtests -skips scripts/skips.txt --
 
@@ -84,6 +84,7 @@ deps: ## [root, if something is missing] what Debian 12 lacks to build; says so 
 
 .PHONY: test
 test: check cross build tools bin/tools/containerd-old ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+	@scripts/deps.sh bench
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
@@ -108,6 +109,7 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 
 .PHONY: bench
 bench: build tools ## [root] the numbers of docs/performance.md, into bench.json
+	@scripts/deps.sh bench
 	@go run ./bench -json bench.json
 
 .PHONY: check

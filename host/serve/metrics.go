@@ -2,8 +2,10 @@ package serve
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -106,6 +108,24 @@ func (m *Metrics) watch(s *Server) {
 		gauge("mentatlab_http_body_bytes", "Memory that requests' bodies take.", func() float64 { return float64(s.bodies.held.Load()) }),
 		gauge("mentatlab_wasm_stuck", "Instances of guests that did not come back at the end of their run.", func() float64 { return float64(s.stuck.Load()) }),
 	)
+}
+
+// Names are the series' names, sorted.
+func (m *Metrics) Names() []string {
+	seen := map[string]bool{}
+	described := make(chan *prometheus.Desc)
+	go func() {
+		m.registry.Describe(described)
+		close(described)
+	}()
+	for d := range described {
+		// A description tells its name only in its text.
+		if _, rest, ok := strings.Cut(d.String(), `fqName: "`); ok {
+			name, _, _ := strings.Cut(rest, `"`)
+			seen[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
 }
 
 // answered counts a request; the code is 0 when nobody was left to answer.
