@@ -87,6 +87,32 @@ const (
 	HostDocumentBytes = 4 * MiB
 )
 
+// Limits of what the host does on a guest's behalf.
+const (
+	// URLBytes bounds a URL.
+	URLBytes = 8 * KiB
+	// HTTPHeaders bounds the header lines of a request, HTTPHeaderBytes the
+	// headers of a request or an answer together.
+	HTTPHeaders     = 128
+	HTTPHeaderBytes = 64 * KiB
+	// CallHeadBytes bounds the head of a call of a capability.
+	CallHeadBytes = 256 * KiB
+	// Redirects bounds the redirects of one request.
+	Redirects = 5
+	// QueuedCalls bounds the calls of one kind that run or wait in a process.
+	QueuedCalls = 256
+	// DialTime bounds making one connection, TLSHandshakeTime its handshake.
+	DialTime         = 10 * time.Second
+	TLSHandshakeTime = 10 * time.Second
+	// IdleConnectionTime is how long an unused connection is kept.
+	IdleConnectionTime = 60 * time.Second
+	// SecretsBytes bounds the file of secrets. A secret has from SecretMin to
+	// SecretMax bytes: a shorter one could not be told from other text.
+	SecretsBytes = 1 * MiB
+	SecretMin    = 8
+	SecretMax    = 8 * KiB
+)
+
 const (
 	// VerifierBudget is how long the pull gate may take; containerd kills it
 	// after ten seconds.
