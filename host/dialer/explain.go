@@ -71,6 +71,7 @@ func explainTLS(err error) string {
 	var verification *tls.CertificateVerificationError
 	var name x509.HostnameError
 	var invalid x509.CertificateInvalidError
+	var op *net.OpError
 	switch {
 	case errors.As(err, &name):
 		return "the host's certificate is for another name"
@@ -80,7 +81,8 @@ func explainTLS(err error) string {
 		return "the host's certificate has expired or is not yet valid"
 	case errors.As(err, &verification):
 		return "the host's certificate is not valid"
-	case errors.As(err, new(tls.AlertError)), errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(*tls.ECHRejectionError)):
+	case errors.As(err, new(tls.RecordHeaderError)), errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
+		// An alert of either side is known by its operation alone.
 		return "the TLS handshake with the host failed"
 	}
 	return ""
