@@ -6,14 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/mentatlab/mentat/host/internal/engine"
 	"github.com/mentatlab/mentat/internal/fault"
-	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest/module"
 )
@@ -44,6 +42,7 @@ func (c *call) bytes(i int) ([]byte, bool) {
 }
 
 func (c *call) outOfRange(ptr, n uint32) bool {
+	c.s.tally.violations++
 	return c.s.trap(endOf(fault.Trap, fmt.Sprintf("%s.%s: pointer %#x with length %d is outside of the guest's memory of %d bytes",
 		c.f.module, c.f.name, ptr, n, len(c.memory))))
 }
@@ -79,12 +78,12 @@ var mentatFuncs = map[string]func(*call) bool{
 	"last_error":         func(c *call) bool { return c.returns(c.s.lastError()) },
 	"log":                logLineOf,
 	"get_config":         getConfig,
-	"start_stream":       unsupported("streams", 0),
-	"write_stream":       unsupported("streams", 1),
-	"end_stream":         unsupported("streams"),
-	"download_media":     unsupported("media", 0),
-	"upload_media":       unsupported("media", 0, 2),
-	"record_metric":      unsupported("metrics", 0, 4),
+	"start_stream":       startStream,
+	"write_stream":       writeStream,
+	"end_stream":         endStream,
+	"download_media":     downloadMedia,
+	"upload_media":       uploadMedia,
+	"record_metric":      recordMetric,
 	"request_capability": requestCapability,
 	"invoke_capability":  invokeCapability,
 }
@@ -124,7 +123,7 @@ func readInput(c *call) bool {
 	} else {
 		n = in.slurp(s)
 	}
-	if !s.hasAlloc {
+	if !s.p.hasAlloc {
 		return c.returns(n)
 	}
 	if n < 0 {
@@ -164,7 +163,7 @@ func read(c *call) bool {
 		return c.returns(codeBadHandle)
 	}
 	// A count must fit into the result.
-	return c.returns(r.read(c.s, p[:min(len(p), 1<<30)]))
+	return c.returns(r.read(c.s, p[:min(len(p), maxCount)]))
 }
 
 func size(c *call) bool {
@@ -181,7 +180,10 @@ func closeHandle(c *call) bool {
 	if h < 0 || h >= c.s.next {
 		return c.fails(codeBadHandle, detail{Reason: "no such handle was ever given out"})
 	}
-	delete(c.s.handles, h)
+	if r, ok := c.s.handles[h]; ok {
+		delete(c.s.handles, h)
+		r.close(c.s)
+	}
 	return c.returns(0)
 }
 
@@ -210,8 +212,7 @@ func setError(c *call) bool {
 	case !utf8.Valid(text):
 		return c.fails(codeInvalid, detail{Reason: "the message is not UTF-8"})
 	}
-	message := fmt.Sprintf("%s (code %d)", text, c.values[0].I32())
-	c.s.failure = &message
+	c.s.failure = &guestError{c.values[0].I32(), string(text)}
 	return c.returns(0)
 }
 
@@ -224,7 +225,7 @@ func logLineOf(c *call) bool {
 	if !ok {
 		return false
 	}
-	c.s.log.log(level, fromAgent, string(text))
+	c.s.say(level, string(text))
 	return c.returns(0)
 }
 
@@ -233,63 +234,11 @@ func getConfig(c *call) bool {
 	if !ok {
 		return false
 	}
-	value, ok := c.s.doc.Config[string(key)]
+	value, ok := c.s.p.doc.Config[string(key)]
 	if !ok {
 		return c.fails(codeNotFound, detail{Reason: "the manifest's config has no such key", Hint: "add it under config: in manifest.yaml"})
 	}
 	return c.returns(c.s.open(&blob{data: []byte(value)}))
-}
-
-// unsupported answers a part of the ABI that this host does not have; spans are
-// the parameters where a pointer and a length begin.
-func unsupported(what string, spans ...int) func(*call) bool {
-	return func(c *call) bool {
-		for _, i := range spans {
-			if _, ok := c.bytes(i); !ok {
-				return false
-			}
-		}
-		return c.fails(codeUnsupported, detail{Reason: "this host does not serve " + what})
-	}
-}
-
-// maxCapability bounds a capability string in a request.
-const maxCapability = 1 << 10
-
-func requestCapability(c *call) bool {
-	name, ok := c.bytes(0)
-	if !ok {
-		return false
-	}
-	if _, ok := c.bytes(2); !ok {
-		return false
-	}
-	kind, _, _ := strings.Cut(string(name), ":")
-	if len(name) > maxCapability || !utf8.Valid(name) || kind == "" {
-		return c.fails(codeInvalid, detail{Reason: "not a capability string"})
-	}
-	if slices.ContainsFunc(c.s.doc.Grants, func(g hostdoc.Grant) bool { return g.Capability == string(name) }) {
-		return c.fails(codeUnsupported, detail{Capability: string(name), Reason: "granted, but this host does not serve " + kind + " capabilities"})
-	}
-	return c.fails(codeDenied, detail{
-		Capability: string(name),
-		Reason:     "the capability is not granted to this run",
-		Rule:       "no matching grant",
-		Hint:       fmt.Sprintf("a line \"- %s\" under wasm.capabilities in manifest.yaml asks for it; the node's policy must allow it", name),
-	})
-}
-
-func invokeCapability(c *call) bool {
-	for _, i := range []int{1, 3} {
-		if _, ok := c.bytes(i); !ok {
-			return false
-		}
-	}
-	return c.fails(codeDenied, detail{
-		Reason: "no capability was granted to this run",
-		Rule:   "no matching grant",
-		Hint:   "call request_capability first and check its result; wasm.capabilities in manifest.yaml asks for capabilities",
-	})
 }
 
 // procExit ends the guest with a status of its own.
@@ -312,7 +261,7 @@ func trace(c *call) bool {
 	for i := range min(max(int(c.values[1].I32()), 0), 5) {
 		fmt.Fprintf(&b, " %g", c.values[2+i].F64())
 	}
-	c.s.log.log(levelTrace, fromAgent, b.String())
+	c.s.say(levelTrace, b.String())
 	return true
 }
 

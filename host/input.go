@@ -1,7 +1,6 @@
 package host
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -30,6 +29,8 @@ type input struct {
 
 	source io.Reader
 	chunks chan chunk
+	// file is the source when it is a file of the run's own, to be closed.
+	file *os.File
 
 	buf []byte // buf[pos:] is still to be read by the guest
 	pos int
@@ -44,29 +45,44 @@ type chunk struct {
 }
 
 // openInput finds the input of a document. Nothing is read yet.
-func openInput(in hostdoc.Input, stdin io.Reader, limit int64) (*input, func(), error) {
-	i := &input{limit: limit, known: -1}
+func openInput(in hostdoc.Input, stdin io.Reader) (*input, error) {
 	switch in.Kind {
 	case hostdoc.InputText:
-		i.source, i.known = bytes.NewReader([]byte(in.Text)), int64(len(in.Text))
+		return newInput(strings.NewReader(in.Text)), nil
 	case hostdoc.InputFile:
 		f, err := openFile(in.Path)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		i.source = f
+		i := &input{source: f, known: -1, file: f}
 		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
 			// A file that grows meanwhile keeps the size that size() told.
 			i.source, i.known = io.LimitReader(f, st.Size()), st.Size()
 		}
-		return i, func() { _ = f.Close() }, nil
-	default:
-		i.source = stdin
-		if stdin == nil {
-			i.source, i.known = bytes.NewReader(nil), 0
-		}
+		return i, nil
 	}
-	return i, func() {}, nil
+	return newInput(stdin), nil
+}
+
+// newInput makes an input of what r holds; nil holds nothing.
+func newInput(r io.Reader) *input {
+	switch r := r.(type) {
+	case nil:
+		return newInput(strings.NewReader(""))
+	case interface{ Len() int }: // bytes.Reader and its like hold all there is
+		return &input{source: r.(io.Reader), known: int64(r.Len())}
+	}
+	return &input{source: r, known: -1}
+}
+
+// close leaves the source alone: the run ends what waits for it.
+func (*input) close(*session) {}
+
+// free frees what the input holds. A read that still waits goes on.
+func (i *input) free() {
+	if i.file != nil {
+		_ = i.file.Close() // it was only read
+	}
 }
 
 // openFile opens an input file. In a container it lies in a mount whose links,

@@ -65,10 +65,47 @@ const (
 	InputBytes = 64 * MiB
 	// OutputBytes bounds what one run may write as output.
 	OutputBytes = 256 * MiB
+	// ChunkBytes bounds the guest's bytes in one event of the output; more
+	// become several events.
+	ChunkBytes = 64 * KiB
 	// LogLineBytes bounds one log line of a guest.
 	LogLineBytes = 64 * KiB
+	// LogBurstBytes and LogBytesPerSecond bound what guests may log at once and in
+	// the long run.
+	LogBurstBytes     = 16 * MiB
+	LogBytesPerSecond = 1 * MiB
 	// ErrorMessageBytes bounds a guest's set_error message.
 	ErrorMessageBytes = 8 * KiB
+	// StreamIDBytes bounds the id of an output stream.
+	StreamIDBytes = 256
+	// CapabilityArgsBytes bounds the arguments of request_capability.
+	CapabilityArgsBytes = 4 * KiB
+	// OperationBytes bounds an operation's name, RequestHeadBytes the head of its
+	// request.
+	OperationBytes   = 64
+	RequestHeadBytes = 64 * KiB
+	// ResponseHeadBytes bounds the head of an answer.
+	ResponseHeadBytes = 256 * KiB
+	// Calls bounds the calls of capabilities that one run has going on at once.
+	Calls = 32
+	// RequestBytes bounds the bodies of those calls' requests together, which
+	// the host keeps until they are sent.
+	RequestBytes = 16 * MiB
+	// ListEntries bounds the entries of a directory that is listed.
+	ListEntries = 10_000
+	// MediaTypeBytes bounds the type of an uploaded object.
+	MediaTypeBytes = 128
+	// MetricNames bounds the names of an agent's metrics, MetricSeries the
+	// combinations of name and attributes.
+	MetricNames  = 64
+	MetricSeries = 1000
+	// MetricNameBytes bounds the name of a metric or attribute, MetricValueBytes
+	// an attribute's value, MetricAttributes their number and
+	// MetricAttributesBytes their JSON.
+	MetricNameBytes       = 64
+	MetricValueBytes      = 128
+	MetricAttributes      = 8
+	MetricAttributesBytes = 1 * KiB
 	// DefaultGuestMemory is the guest's memory when nothing says otherwise.
 	DefaultGuestMemory = 256 * MiB
 	// MinHostShare is the least that a container's memory limit leaves to the host.

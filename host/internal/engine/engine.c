@@ -386,6 +386,8 @@ void mt_run_stop(mt_run *run) {
   wasmtime_engine_increment_epoch(run->engine);
 }
 
+size_t mt_run_memory_used(mt_run *run) { return run->memory_used; }
+
 int mt_run_refused(mt_run *run) { return atomic_load(&run->refused); }
 
 void mt_run_delete(mt_run *run) {

@@ -408,6 +408,9 @@ func (r *Run) Stop() {
 // MemoryRefused reports whether the guest was ever refused memory.
 func (r *Run) MemoryRefused() bool { return C.mt_run_refused(r.p) != 0 }
 
+// MemoryBytes is the size of the guest's memory.
+func (r *Run) MemoryBytes() int64 { return int64(C.mt_run_memory_used(r.p)) }
+
 // Close frees the run.
 func (r *Run) Close() {
 	r.mu.Lock()
