@@ -29,8 +29,9 @@ func full() *Document {
 		Config:   map[string]string{"k": "v", "a": "b"},
 		Grants:   []Grant{{Capability: "filesystem:read:/data", Rule: "r"}},
 		Denials:  []Denial{{Capability: "env:X", Rule: "r", Reason: "why"}},
+		Holes:    []Hole{{Capability: "network:https:b.example", Rule: "r", DryRun: true}},
 		Network: &Network{
-			Mode: NetworkRestricted, AllowPrivate: []string{"10.0.0.0/8"}, BlockedPorts: []int{22}, CAFile: CAPath,
+			Mode: NetworkRestricted, FullRule: "r", AllowPrivate: []string{"10.0.0.0/8"}, BlockedPorts: []int{22}, CAFile: CAPath,
 			Inject: []Injection{{Capability: "network:https:a.example", Header: "authorization", Query: "key", Prefix: "Bearer ", Secret: "s"}},
 			Limits: NetworkLimits{Concurrent: 1, RequestBytes: 2, ResponseBytes: 3, TimeoutMillis: 4},
 		},
