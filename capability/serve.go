@@ -117,7 +117,7 @@ func (g *Grant) serveLLM(r *Request, granted []manifest.Capability, names secret
 		found = append(found, one)
 	}
 	if len(found) > 0 {
-		g.LLM = &hostdoc.LLM{Providers: found, Tokens: r.Serving.Tokens}
+		g.LLM = &hostdoc.LLM{Providers: found, Tokens: r.Serving.Tokens, CAFile: r.Serving.CAFile}
 	}
 }
 
@@ -130,7 +130,7 @@ func (g *Grant) serveMedia(r *Request, granted []manifest.Capability, names secr
 		g.Media.Dir = ""
 		g.Media.S3 = &hostdoc.MediaS3{
 			Endpoint: s3.Endpoint, Region: s3.Region, Bucket: s3.Bucket, Prefix: s3.Prefix,
-			AccessKey: names.of(s3.AccessKey), SecretKey: names.of(s3.SecretKey),
+			AccessKey: names.of(s3.AccessKey), SecretKey: names.of(s3.SecretKey), CAFile: r.Serving.CAFile,
 		}
 	}
 }

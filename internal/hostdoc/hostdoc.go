@@ -219,6 +219,8 @@ type LLM struct {
 	// Tokens bounds the tokens of one run, prompt and completion together; 0 is
 	// no bound.
 	Tokens int64 `json:"tokens,omitempty"`
+	// CAFile is as that of [Network].
+	CAFile string `json:"caFile,omitempty"`
 }
 
 // LLMProvider is an endpoint of the OpenAI-compatible protocol.
@@ -253,6 +255,8 @@ type MediaS3 struct {
 	// AccessKey and SecretKey are keys of [Secrets].
 	AccessKey string `json:"accessKey"`
 	SecretKey string `json:"secretKey"`
+	// CAFile is as that of [Network].
+	CAFile string `json:"caFile,omitempty"`
 }
 
 // Extension is an out-of-process plugin that serves extension:NAME.
