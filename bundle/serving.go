@@ -12,16 +12,14 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
-
 	"github.com/mentatlab/mentat/capability"
 	capolicy "github.com/mentatlab/mentat/capability/policy"
+	"github.com/mentatlab/mentat/capability/secretfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
-	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // openRules begins to read the capability policy; the result waits for it. Only
@@ -223,57 +221,20 @@ func (r *wasmRun) provideSecrets(spec *specs.Spec, doc *hostdoc.Document) error 
 	return nil
 }
 
-// secret reads one secret. No error says anything of its value.
+// secret reads one secret.
 func (r *wasmRun) secret(spec *specs.Spec, s capability.Secret) (string, error) {
-	on, read := s.File, func() ([]byte, error) { return limits.ReadFile(s.File, limits.SecretBytes) }
-	if s.Mount != "" {
-		on, read = s.Mount, func() ([]byte, error) { return r.mounted(spec, s.Mount) }
+	if s.Mount == "" {
+		return secretfile.Read(s.File)
 	}
-	data, err := read()
-	var fe *fault.Error
-	switch {
-	case errors.As(err, &fe):
-		return "", err
-	case errors.Is(err, fs.ErrNotExist):
-		return "", fault.Wrap(err, fault.NotFound, on, "the secret that the node's policy injects is not there")
-	case err != nil:
-		return "", fault.Wrap(err, fault.AccessDenied, on, "the secret that the node's policy injects cannot be read")
-	}
-	value := strings.TrimRight(string(data), "\r\n")
-	if value == "" || strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' }) {
-		return "", fault.New(fault.PolicyInvalid, on, "the secret is empty or not one line of printable ASCII")
-	}
-	return value, nil
-}
-
-// mounted reads a file of one of the container's own mounts. Whoever made the
-// volume may have put links into it; none leads out of it.
-func (r *wasmRun) mounted(spec *specs.Spec, name string) ([]byte, error) {
-	m, rest, ok := mountOf(spec, name)
+	m, rest, ok := mountOf(spec, s.Mount)
 	if !ok || !isBind(m) {
-		return nil, fault.New(fault.NotFound, name, "the node's policy injects a secret from there, and the container has no such mount").
+		return "", fault.New(fault.NotFound, s.Mount, "the node's policy injects a secret from there, and the container has no such mount").
 			WithHint("mount the secret there, e.g. a Kubernetes secret volume")
 	}
 	if !filepath.IsAbs(m.Source) {
 		m.Source = filepath.Join(r.dir, m.Source) // as the runtime does
 	}
-	if rest == "" {
-		return limits.ReadFile(m.Source, limits.SecretBytes)
-	}
-	root, err := os.OpenRoot(m.Source)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	f, err := root.OpenFile(rest, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")})
-	}
-	return limits.Read(f, limits.SecretBytes)
+	return secretfile.ReadIn(m.Source, rest, s.Mount)
 }
 
 // write makes what the provision needs in the private directory.

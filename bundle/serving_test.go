@@ -201,8 +201,8 @@ func TestWhatCannotBeServedIsRefused(t *testing.T) {
 			_ = os.Remove(filepath.Join(w.etc, "secrets/api"))
 			_ = os.Mkdir(filepath.Join(w.etc, "secrets/api"), 0o700)
 		}, fault.AccessDenied, "not a regular file"},
-		"an empty secret":         {func(w *world, _ string) { w.file("secrets/api", []byte("\n")) }, fault.PolicyInvalid, "empty or not one line"},
-		"a secret of two lines":   {func(w *world, _ string) { w.file("secrets/api", []byte("top-one\ntop-two\n")) }, fault.PolicyInvalid, "empty or not one line"},
+		"an empty secret":         {func(w *world, _ string) { w.file("secrets/api", []byte("\n")) }, fault.PolicyInvalid, "not one line of printable ASCII"},
+		"a secret of two lines":   {func(w *world, _ string) { w.file("secrets/api", []byte("top-one\ntop-two\n")) }, fault.PolicyInvalid, "not one line of printable ASCII"},
 		"a secret in other bytes": {func(w *world, _ string) { w.file("secrets/api", []byte("top\xffone")) }, fault.PolicyInvalid, "printable ASCII"},
 		"a secret too long":       {func(w *world, _ string) { w.file("secrets/api", []byte(strings.Repeat("top", limits.SecretBytes))) }, fault.AccessDenied, "over the limit"},
 		"no such mount":           {func(w *world, _ string) { w.write(plain()) }, fault.NotFound, "the container has no such mount"},

@@ -24,6 +24,8 @@ const (
 	// rule.
 	PolicyRules      = 256
 	RuleCapabilities = 256
-	// SecretBytes bounds the file with one secret.
-	SecretBytes = 8 * KiB
+	// SecretBytes bounds the file with one secret; a secret has at least
+	// ShortestSecret characters.
+	SecretBytes    = 8 * KiB
+	ShortestSecret = 8
 )
