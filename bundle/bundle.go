@@ -21,11 +21,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/mentatlab/mentat/aot"
-	"github.com/mentatlab/mentat/capability"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
-	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
@@ -126,6 +124,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	open := sync.OnceValues(func() (*verifier.Verifier, error) { return p.openVerifier(ctx) })
 	go open()    //nolint:errcheck // the call below returns the same
 	defer open() //nolint:errcheck // as above; nothing goes on after the answer
+	rules := p.openRules()
 	spec, err := readSpec(req.Dir)
 	if err != nil {
 		return nil, err
@@ -177,11 +176,16 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	capabilities, err := rules()
+	if err != nil {
+		return nil, err
+	}
 	run := wasmRun{
 		id: req.ID, dir: req.Dir, stdin: req.Stdin,
 		reference: c.Image, artifact: found, verdict: verdict,
 		host: p.host, module: entry.Path,
-		grant: p.grant(v, verdict, found, spec.Spec),
+		grant: grant(capabilities, verdict, c.Image, found, spec.Spec),
+		node:  p.nodeOf(capabilities),
 	}
 	if err := run.apply(spec); err != nil {
 		return nil, err
@@ -404,23 +408,6 @@ func sameChain(parent string, chain digest.Digest, spec *specs.Spec) bool {
 	remapped.IDMap.GIDs = slices.SortedStableFunc(slices.Values(l.GIDMappings), byContainerID)
 	name, err := json.Marshal(remapped)
 	return err == nil && parent == digest.FromBytes(name).String()
-}
-
-// grant computes what the agent may do from its manifest, the node's policy
-// and what the container was given.
-func (p *Preparer) grant(v *verifier.Verifier, verdict *verifier.Verdict, a *oci.Artifact, spec *specs.Spec) capability.Grant {
-	var policy []manifest.Capability
-	if v.Policy() != nil {
-		policy = v.Policy().Grants(verdict.Trust)
-	}
-	g := capability.Effective(capability.Request{
-		Manifest: a.Agent,
-		Trust:    string(verdict.Trust),
-		Policy:   policy,
-		Given:    given(spec, a.Config, a.Agent),
-	})
-	g.Withheld = append(g.Withheld, foreign(spec)...)
-	return g
 }
 
 // unreachable wraps a containerd error; a cancelled call keeps that meaning.

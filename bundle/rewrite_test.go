@@ -437,7 +437,7 @@ sandbox:
       - "/etc": "1MB"
 `
 	w := enforcing(t)
-	w.enforce(strings.Replace(policy, `"filesystem:read:/data"`, `"filesystem:read:/scratch/deep", "filesystem:read:/data"`, 1))
+	w.grants(strings.Replace(capabilities, `"filesystem:read:/data"`, `"filesystem:read:/scratch/deep", "filesystem:read:/data"`, 1))
 	agent := strings.Replace(temps, `"filesystem:read:/data"`, `"filesystem:read:/scratch/deep", "filesystem:read:/data"`, 1)
 	w.create(ref, w.sign(w.agent(agent)))
 	spec := plain()
@@ -814,7 +814,7 @@ func planner(t testing.TB, dir string) func(*specs.Spec) *wasmRun {
 		return &wasmRun{
 			id: id, dir: dir, reference: ref, artifact: artifact, verdict: &verifier.Verdict{Trust: verifier.Signed},
 			host: "/usr/bin/mentat-host", module: "/var/lib/mentat/modules/x",
-			grant: capability.Effective(capability.Request{Manifest: m, Trust: "signed", Policy: m.Capabilities(), Given: given(spec, artifact.Config, m)}),
+			grant: capability.Effective(capability.Request{Manifest: m, Trust: "signed", Rules: []capability.Rule{{Name: "r", Allow: m.Capabilities()}}, Given: given(spec, artifact.Config, m)}),
 		}
 	}
 }

@@ -203,6 +203,8 @@ type wasmRun struct {
 	host      string
 	module    string
 	grant     capability.Grant
+	node      servingNode
+	provision provision
 	// inputMount is what holds the input, nil without a file.
 	inputMount *specs.Mount
 }
@@ -269,6 +271,7 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 		Config:   r.grant.Config,
 		Grants:   r.grant.Grants,
 		Denials:  r.grant.Denials(),
+		Holes:    r.grant.Holes,
 		Limits: hostdoc.Limits{
 			MemoryBytes: memory,
 			InputBytes:  limits.InputBytes,
@@ -292,8 +295,10 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	if slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return isManagers(m) && destination(m) == terminationLog }) {
 		doc.Termination = terminationLog
 	}
-	doc.Input, err = r.input(spec, doc.Args)
-	return doc, err
+	if doc.Input, err = r.input(spec, doc.Args); err != nil {
+		return nil, err
+	}
+	return doc, r.provide(spec, doc)
 }
 
 // args are the container's arguments after the image's program, which is the
@@ -387,6 +392,7 @@ func (r *wasmRun) writePrivate(p plan) error {
 		place(hostdoc.HostPath),
 		place(hostdoc.ModulePath),
 		func() error { return r.inputPlace(dir) },
+		func() error { return r.provision.write(dir, o) },
 		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.Path)), p.document, 0o444) },
 	}
 	for _, step := range steps {
