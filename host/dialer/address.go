@@ -71,25 +71,24 @@ func notPublic(a netip.Addr) string {
 			return b.what
 		}
 	}
-	if a.Is4() {
-		return ""
-	}
-	if translated.Contains(a) {
-		return notPublic(embedded(a))
-	}
-	if !global.Contains(a) {
+	if a.Is6() && !global.Contains(a) && !translated.Contains(a) {
 		return "outside of the public address space"
 	}
-	if b := a.As16(); (b[8] == 0 || b[8] == 2) && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe {
-		return notPublic(embedded(a)) // ISATAP
+	if inner, ok := standsFor(a); ok {
+		return notPublic(inner)
 	}
 	return ""
 }
 
-// embedded is the IPv4 address in the last four bytes.
-func embedded(a netip.Addr) netip.Addr {
+// standsFor is the IPv4 address that is reached through one of IPv6: a
+// translator's, or ISATAP's.
+func standsFor(a netip.Addr) (netip.Addr, bool) {
+	if a.Is4() {
+		return netip.Addr{}, false
+	}
 	b := a.As16()
-	return netip.AddrFrom4([4]byte(b[12:]))
+	isatap := (b[8] == 0 || b[8] == 2) && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
+	return netip.AddrFrom4([4]byte(b[12:])), isatap || translated.Contains(a)
 }
 
 func isMetadata(a netip.Addr) bool {

@@ -45,6 +45,9 @@ type Dialer struct {
 	Endpoint string
 	// BlockedPorts are refused besides those that never speak HTTP.
 	BlockedPorts []int
+	// Judge, if not nil, has a word on every address that would be dialled, and
+	// on the IPv4 address that one of IPv6 stands for.
+	Judge func(ctx context.Context, host string, port int, a netip.Addr) *backend.Refusal
 }
 
 // Own lists the addresses of this machine's interfaces.
@@ -117,7 +120,7 @@ func (d *Dialer) DialContext(ctx context.Context, _, addr string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	vetted, refusal := d.vet(host, found)
+	vetted, refusal := d.vet(ctx, host, int(port), found)
 	if refusal != nil {
 		return nil, refusal
 	}
@@ -145,13 +148,13 @@ func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 const maxAddresses = 8
 
 // vet returns the addresses that may be dialled, as they are dialled.
-func (d *Dialer) vet(host string, found []netip.Addr) ([]netip.Addr, *backend.Refusal) {
+func (d *Dialer) vet(ctx context.Context, host string, port int, found []netip.Addr) ([]netip.Addr, *backend.Refusal) {
 	var vetted []netip.Addr
-	why := ""
+	var refused *backend.Refusal
 	for _, a := range found {
 		a = a.Unmap()
-		if reason := d.refuses(a); reason != "" {
-			why = cmp.Or(why, reason)
+		if refusal := d.judge(ctx, host, port, a); refusal != nil {
+			refused = cmp.Or(refused, refusal)
 			continue
 		}
 		if !slices.Contains(vetted, a) && len(vetted) < maxAddresses {
@@ -161,12 +164,28 @@ func (d *Dialer) vet(host string, found []netip.Addr) ([]netip.Addr, *backend.Re
 	switch {
 	case len(vetted) > 0:
 		return vetted, nil
-	case why == "":
-		return nil, &backend.Refusal{Code: backend.NotFound, Reason: "the host has no address"}
+	case refused != nil:
+		return nil, refused
 	}
-	// The address itself stays unsaid: names of the inside are not the guest's.
-	return nil, denied(ruleAddresses, "an address that is not public must be granted as a range by the node's policy",
-		"the host %s leads to %s", host, why)
+	return nil, &backend.Refusal{Code: backend.NotFound, Reason: "the host has no address"}
+}
+
+func (d *Dialer) judge(ctx context.Context, host string, port int, a netip.Addr) *backend.Refusal {
+	if why := d.refuses(a); why != "" {
+		// The address itself stays unsaid: names of the inside are not the guest's.
+		return denied(ruleAddresses, "an address that is not public must be granted as a range by the node's policy",
+			"the host %s leads to %s", host, why)
+	}
+	if d.Judge == nil {
+		return nil
+	}
+	if refusal := d.Judge(ctx, host, port, a); refusal != nil {
+		return refusal
+	}
+	if inner, ok := standsFor(a); ok {
+		return d.Judge(ctx, host, port, inner)
+	}
+	return nil
 }
 
 // refuses says why an address may not be dialled, "" if it may.

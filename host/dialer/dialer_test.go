@@ -106,7 +106,7 @@ var vectors = map[string]string{
 
 func TestOnlyPublicAddressesAreDialledByDefault(t *testing.T) {
 	for text, want := range vectors {
-		_, r := new(Dialer).vet("name.example", addrs(text))
+		_, r := new(Dialer).vet(t.Context(), "name.example", 80, addrs(text))
 		switch {
 		case want == "" && r != nil:
 			t.Errorf("%s: refused: %s", text, r.Reason)
@@ -146,7 +146,7 @@ func TestRefusedAddressesOfANameAreDroppedAndTheOthersDialled(t *testing.T) {
 		Resolver: testnet.NewResolver().Set("name.example", "169.254.169.254 127.9.9.9 ::ffff:127.0.0.1 10.0.0.1"),
 		Allow:    prefixes("127.0.0.1/32"),
 	}
-	vetted, r := d.vet("name.example", addrs("169.254.169.254", "127.9.9.9", "::ffff:127.0.0.1", "10.0.0.1"))
+	vetted, r := d.vet(t.Context(), "name.example", 80, addrs("169.254.169.254", "127.9.9.9", "::ffff:127.0.0.1", "10.0.0.1"))
 	if r != nil || len(vetted) != 1 || vetted[0].String() != "127.0.0.1" {
 		t.Fatalf("%v, %v", vetted, r)
 	}
@@ -228,7 +228,7 @@ func TestARangeOpensWhatItHoldsAndMetadataOnlyAlone(t *testing.T) {
 		{"100.64.0.0/10", "100.100.100.200", false},
 	} {
 		d := &Dialer{Allow: prefixes(c.allow)}
-		if _, r := d.vet("x", addrs(c.addr)); (r == nil) != c.ok {
+		if _, r := d.vet(t.Context(), "x", 80, addrs(c.addr)); (r == nil) != c.ok {
 			t.Errorf("%s for %s: %v", c.allow, c.addr, r)
 		}
 	}
@@ -247,12 +247,32 @@ func TestARangeWithPublicAddressesIsNoRule(t *testing.T) {
 	}
 }
 
+func TestAJudgeHasAWordOnEveryAddressAndWhatItStandsFor(t *testing.T) {
+	for _, text := range []string{"8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2a00::5efe:8.8.8.8"} {
+		d := &Dialer{Judge: func(_ context.Context, host string, port int, a netip.Addr) *backend.Refusal {
+			if host != "name.example" || port != 80 {
+				t.Errorf("%s:%d", host, port)
+			}
+			if a.String() == "8.8.8.8" {
+				return denied("a rule", "", "no")
+			}
+			return nil
+		}}
+		if _, r := d.vet(t.Context(), "name.example", 80, addrs(text)); r == nil || r.Rule != "a rule" {
+			t.Errorf("%s: %v", text, r)
+		}
+		if vetted, r := d.vet(t.Context(), "name.example", 80, addrs(text, "9.9.9.9")); r != nil || len(vetted) != 1 {
+			t.Errorf("%s: %v, %v", text, vetted, r)
+		}
+	}
+}
+
 func TestThisMachinesOwnAddressesAreNotPublic(t *testing.T) {
 	d := &Dialer{Own: addrs("8.8.4.4")}
-	if _, r := d.vet("x", addrs("8.8.4.4")); r == nil || !strings.Contains(r.Reason, "this machine") {
+	if _, r := d.vet(t.Context(), "x", 80, addrs("8.8.4.4")); r == nil || !strings.Contains(r.Reason, "this machine") {
 		t.Errorf("%v", r)
 	}
-	if _, r := d.vet("x", addrs("8.8.8.8")); r != nil {
+	if _, r := d.vet(t.Context(), "x", 80, addrs("8.8.8.8")); r != nil {
 		t.Errorf("%v", r)
 	}
 	own, err := Own()
@@ -275,12 +295,12 @@ func TestAnEndpointsDialerReachesOnlyThatAndNoMetadata(t *testing.T) {
 		}
 	}
 	for _, ip := range []string{"169.254.169.254", "fd00:ec2::254", "169.254.1.1", "fe80::1", "224.0.0.1", "0.0.0.0", "::"} {
-		if _, r := d.vet("x", addrs(ip)); r == nil {
+		if _, r := d.vet(t.Context(), "x", 80, addrs(ip)); r == nil {
 			t.Errorf("%s is dialled", ip)
 		}
 	}
 	for _, ip := range []string{"10.0.0.1", "::1", "fd00::1", "100.64.0.1", "8.8.8.8"} {
-		if _, r := d.vet("x", addrs(ip)); r != nil {
+		if _, r := d.vet(t.Context(), "x", 80, addrs(ip)); r != nil {
 			t.Errorf("%s: %v", ip, r)
 		}
 	}

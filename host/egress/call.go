@@ -245,7 +245,7 @@ func (o *opened) once(ctx context.Context, r request, injecting bool) (*http.Res
 	if refusal != nil {
 		return nil, refusal
 	}
-	req := (&http.Request{Method: r.method, URL: u, Host: u.Host, Header: r.headers.Clone()}).WithContext(ctx)
+	req := (&http.Request{Method: r.method, URL: u, Host: u.Host, Header: r.headers.Clone()}).WithContext(context.WithValue(ctx, schemeKey{}, r.target.scheme))
 	if len(r.body) > 0 {
 		req.ContentLength = int64(len(r.body))
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(r.body)), nil }
@@ -287,7 +287,8 @@ func (o *opened) redirected(r request, status int, location string) (request, *b
 		return refused("the host redirects from https to http")
 	}
 	if refusal := o.check(&next); refusal != nil {
-		return refused("the host redirects to where the capability does not lead: " + refusal.Reason)
+		refusal.Reason = "the host redirects to where the capability does not lead: " + refusal.Reason
+		return request{}, refusal
 	}
 	out := r
 	out.target = next

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mentatlab/mentat/capability"
 	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/dialer"
 	"github.com/mentatlab/mentat/host/queue"
@@ -22,54 +23,56 @@ import (
 
 // Config is what a [Backend] is made from.
 type Config struct {
-	// Network says how capabilities are served.
-	Network *hostdoc.Network
-	// Grants are the run's; those of other kinds are passed over.
-	Grants []hostdoc.Grant
+	// Document says what is granted and, in its Network, how it is served.
+	Document *hostdoc.Document
 	// Secrets are what injections name.
 	Secrets hostdoc.Secrets
 	// Resolver finds addresses; nil is the system's.
 	Resolver dialer.Resolver
 	// Own are this machine's addresses, which count as not public.
 	Own []netip.Addr
+	// DryRun, if not nil, is told of requests that rules in dry run would have
+	// denied.
+	DryRun func(c manifest.Capability, rules []string)
 }
 
 // Backend serves network capabilities ([backend.Backend]).
 type Backend struct {
-	full       bool
+	set        *capability.Set
 	grants     []manifest.Capability
 	injections []injection
 	mask       *secret.Mask
 	limits     hostdoc.NetworkLimits
 	queue      *queue.Queue
+	dryRun     func(manifest.Capability, []string)
 	// transport makes a transport that reaches allow besides public addresses.
 	transport func(allow []netip.Prefix) *http.Transport
 	private   []netip.Prefix
-	blocked   func(port int) *backend.Refusal
+	port      func(int) *backend.Refusal
 
 	mu    sync.Mutex
 	pools map[string]*http.Transport // by grant; guarded by mu
 }
 
 // New reads the configuration. Errors are [fault.PolicyInvalid], and
-// [fault.Internal] for limits that are not set.
+// [fault.Internal] for a document that cannot hold.
 func New(c Config) (*Backend, error) {
-	n := c.Network
-	if n.Limits.Concurrent <= 0 || n.Limits.RequestBytes <= 0 || n.Limits.ResponseBytes <= 0 || n.Limits.TimeoutMillis <= 0 {
+	n := c.Document.Network
+	if n == nil || n.Limits.Concurrent <= 0 || n.Limits.RequestBytes <= 0 || n.Limits.ResponseBytes <= 0 || n.Limits.TimeoutMillis <= 0 {
 		return nil, fault.New(fault.Internal, "network", "limits must be set")
 	}
 	b := &Backend{
-		full:   n.Mode == hostdoc.NetworkFull,
 		limits: n.Limits,
 		queue:  queue.New(n.Limits.Concurrent, limits.QueuedCalls, 4*n.Limits.RequestBytes),
+		dryRun: c.DryRun,
 		pools:  map[string]*http.Transport{},
 	}
-	for _, g := range c.Grants {
-		granted, err := manifest.ParseCapability(g.Capability)
-		if err != nil {
-			return nil, fault.Wrap(err, fault.Internal, "grants", "the host document holds no capability")
-		}
-		if granted.Kind == manifest.KindNetwork {
+	var err error
+	if b.set, err = capability.NewSet(c.Document); err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "network", "the host document holds no capability")
+	}
+	for _, g := range c.Document.Grants {
+		if granted, err := manifest.ParseCapability(g.Capability); err == nil && granted.Kind == manifest.KindNetwork {
 			b.grants = append(b.grants, granted)
 		}
 	}
@@ -80,7 +83,6 @@ func New(c Config) (*Backend, error) {
 		}
 		b.private = append(b.private, p)
 	}
-	var err error
 	if b.injections, b.mask, err = injections(n.Inject, c.Secrets); err != nil {
 		return nil, err
 	}
@@ -89,11 +91,38 @@ func New(c Config) (*Backend, error) {
 		return nil, err
 	}
 	rules := func(allow []netip.Prefix) *dialer.Dialer {
-		return &dialer.Dialer{Resolver: c.Resolver, Own: c.Own, Allow: allow, BlockedPorts: n.BlockedPorts}
+		return &dialer.Dialer{Resolver: c.Resolver, Own: c.Own, Allow: allow, BlockedPorts: n.BlockedPorts, Judge: b.address}
 	}
-	b.blocked = rules(nil).CheckPort
+	b.port = rules(nil).CheckPort
 	b.transport = func(allow []netip.Prefix) *http.Transport { return rules(allow).Transport(roots, n.Limits.Concurrent) }
 	return b, nil
+}
+
+// schemeKey carries a request's scheme to the dialer.
+type schemeKey struct{}
+
+// address judges an address that a name resolved to. A connection serves many
+// paths, so that a denial of any of them counts.
+func (b *Backend) address(ctx context.Context, _ string, port int, a netip.Addr) *backend.Refusal {
+	c := manifest.Capability{Kind: manifest.KindNetwork, Scheme: manifest.SchemeAny, Port: port}
+	if scheme, ok := ctx.Value(schemeKey{}).(string); ok {
+		c.Scheme = scheme
+	}
+	if port == schemePorts[c.Scheme] {
+		c.Port = 0
+	}
+	return b.refuse(c, b.set.Address(c, a))
+}
+
+// refuse turns a denial into a refusal; nil lets the request pass.
+func (b *Backend) refuse(c manifest.Capability, a capability.Answer) *backend.Refusal {
+	if !a.Allowed {
+		return &backend.Refusal{Code: backend.Denied, Rule: a.Rule, Reason: a.Reason, Hint: a.Hint}
+	}
+	if len(a.DryRun) > 0 && b.dryRun != nil {
+		b.dryRun(c, a.DryRun)
+	}
+	return nil
 }
 
 // Done has nothing to drop: nothing is kept for a run.
@@ -130,16 +159,16 @@ func (b *Backend) Open(_ context.Context, _ string, g backend.Grant) (backend.Ca
 			return nil, refusal
 		}
 	}
-	pool, refusal := b.pool(g.Capability)
-	if refusal != nil {
+	if refusal := b.refuse(g.Capability, b.set.Request(g.Capability)); refusal != nil {
 		return nil, refusal
 	}
-	return &opened{b: b, c: g.Capability, methods: a.Methods, transport: pool}, nil
+	return &opened{b: b, c: g.Capability, methods: a.Methods, transport: b.pool(g.Capability)}, nil
 }
 
 // pool finds the connections of the grant that covers c. A grant of a range that
 // holds no public address opens that range; the narrowest such grant counts.
-func (b *Backend) pool(c manifest.Capability) (*http.Transport, *backend.Refusal) {
+// What only the mode covers has public addresses alone.
+func (b *Backend) pool(c manifest.Capability) *http.Transport {
 	var best *manifest.Capability
 	for i := range b.grants {
 		if g := &b.grants[i]; g.Allows(c) && (best == nil || rangeBits(*g) > rangeBits(*best)) {
@@ -147,15 +176,10 @@ func (b *Backend) pool(c manifest.Capability) (*http.Transport, *backend.Refusal
 		}
 	}
 	key, allow := "", []netip.Prefix(nil)
-	switch {
-	case best != nil:
+	if best != nil {
 		key, allow = best.String(), slices.Clone(b.private)
 		if p, ok := best.Range(); ok && dialer.Private(p) {
 			allow = append(allow, p)
-		}
-	case !b.full:
-		return nil, &backend.Refusal{
-			Code: backend.Denied, Rule: ruleCapability, Reason: "no grant of this run covers " + c.String(), Hint: manifestLine(c),
 		}
 	}
 	b.mu.Lock()
@@ -163,7 +187,7 @@ func (b *Backend) pool(c manifest.Capability) (*http.Transport, *backend.Refusal
 	if b.pools[key] == nil {
 		b.pools[key] = b.transport(allow)
 	}
-	return b.pools[key], nil
+	return b.pools[key]
 }
 
 func rangeBits(c manifest.Capability) int {
@@ -174,7 +198,7 @@ func rangeBits(c manifest.Capability) int {
 }
 
 func manifestLine(c manifest.Capability) string {
-	return `a line "- ` + c.String() + `" under wasm.capabilities in manifest.yaml asks for it; the node's policy must allow it`
+	return "add to wasm.capabilities: - " + c.String()
 }
 
 // opened is one opened capability ([backend.Capability]).
@@ -222,7 +246,10 @@ func (o *opened) Invoke(ctx context.Context, op string, head json.RawMessage, bo
 // check judges whether a request to t is what the capability was opened for.
 func (o *opened) check(t *target) *backend.Refusal {
 	if t.covered(o.c) {
-		return o.b.blocked(t.port)
+		if refusal := o.b.refuse(t.judged, o.b.set.Use(t.judged)); refusal != nil {
+			return refusal
+		}
+		return o.b.port(t.port)
 	}
 	refusal := &backend.Refusal{Code: backend.Denied, Rule: ruleCapability}
 	anywhere, needed := o.c, t.judged

@@ -29,6 +29,7 @@ import (
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/testnet"
 	"github.com/mentatlab/mentat/internal/version"
+	"github.com/mentatlab/mentat/manifest"
 )
 
 func on(s *testnet.Server, scheme, host string) string {
@@ -107,11 +108,11 @@ func TestWhatIsNotCoveredIsDeniedAndNothingIsSent(t *testing.T) {
 		w.fetch(t, granted, get(url), "").wants(t, backend.Denied, "does not cover")
 	}
 	for _, c := range []string{"network:http:other.example", "network:https:api.example", on(s, "http", "api.example"), on(s, "http", "127.0.0.1"), "network:http:granted.example"} {
-		if _, refusal := w.Open(t.Context(), "run", backend.Grant{Capability: capability(t, c)}); refusal == nil || refusal.Code != backend.Denied || !strings.Contains(refusal.Hint, capability(t, c).String()) {
+		if _, refusal := w.Open(t.Context(), "run", backend.Grant{Capability: parsed(t, c)}); refusal == nil || refusal.Code != backend.Denied || !strings.Contains(refusal.Hint, parsed(t, c).String()) {
 			t.Errorf("%s: %v", c, refusal)
 		}
 	}
-	if _, refusal := w.Open(t.Context(), "run", backend.Grant{Capability: capability(t, "env:X")}); refusal == nil {
+	if _, refusal := w.Open(t.Context(), "run", backend.Grant{Capability: parsed(t, "env:X")}); refusal == nil {
 		t.Error("a variable is opened")
 	}
 	if _, refusal := w.open(t, granted).Invoke(t.Context(), "connect", get(s.At("api.example", "/v1")), nil); refusal == nil || refusal.Code != backend.Unsupported {
@@ -122,12 +123,66 @@ func TestWhatIsNotCoveredIsDeniedAndNothingIsSent(t *testing.T) {
 	}
 }
 
+func TestWhatADenialCutsOutIsRefused(t *testing.T) {
+	rec := redirector()
+	s := testnet.Plain(t, rec)
+	c := on(s, "http", "*.example")
+	holes := []hostdoc.Hole{
+		{Capability: "network:http:other.example", Rule: "no-other"},
+		{Capability: "network:*:api.example/admin", Rule: "no-admin"},
+		{Capability: "network:http:127.0.0.2", Rule: "no-two"},
+		{Capability: "network:https:127.0.0.3", Rule: "not-http"},
+		{Capability: "network:http:api.example/counted", Rule: "counted", DryRun: true},
+	}
+	var counted []string
+	w := newWorld(t, []string{c}, func(c *Config) {
+		c.Document.Holes = holes
+		c.DryRun = func(c manifest.Capability, rules []string) { counted = append(counted, c.Path+" "+rules[0]) }
+	})
+	w.resolver.Set("two.example", "127.0.0.2").Set("both.example", "127.0.0.2 127.0.0.1").Set("three.example", "127.0.0.3 127.0.0.1")
+	for url, rule := range map[string]string{
+		s.At("other.example", "/"):           "no-other",
+		s.At("api.example", "/admin"):        "no-admin",
+		s.At("api.example", "/%61dmin/x"):    "no-admin",
+		s.At("api.example", "//admin"):       "no-admin", // a path that may mean anything
+		s.At("api.example", "/x%2fadmin/"):   "no-admin",
+		s.At("two.example", "/"):             "no-two",
+		s.At("api.example", "/302?to=admin"): "no-admin",
+	} {
+		a := w.fetch(t, c, get(url, "redirects", 1), "")
+		a.wants(t, backend.Denied, "")
+		if a.refusal != nil && a.refusal.Rule != rule {
+			t.Errorf("%s: by %q, want %q", url, a.refusal.Rule, rule)
+		}
+	}
+	if rec.count() != 1 {
+		t.Errorf("%d requests were sent", rec.count())
+	}
+	if _, refusal := w.Open(t.Context(), "run", backend.Grant{Capability: parsed(t, on(s, "http", "other.example"))}); refusal == nil || refusal.Rule != "no-other" {
+		t.Errorf("%v", refusal)
+	}
+	for _, url := range []string{s.At("api.example", "/administrator"), s.At("both.example", "/"), s.At("three.example", "/"), s.At("sub.api.example", "/admin"), s.At("api.example", "/counted")} {
+		if a := w.fetch(t, c, get(url), ""); a.refusal != nil {
+			t.Errorf("%s: %v", url, a.refusal)
+		}
+	}
+	if len(counted) != 1 || counted[0] != "/counted counted" {
+		t.Errorf("counted %q", counted)
+	}
+}
+
 func TestFullModeReachesPublicHostsWithoutAGrantAndNothingElse(t *testing.T) {
 	rec := &recorder{}
 	s := testnet.Plain(t, rec)
-	w := newWorld(t, []string{on(s, "http", "api.example")}, func(c *Config) { c.Network.Mode = hostdoc.NetworkFull })
+	w := newWorld(t, []string{on(s, "http", "api.example")}, func(c *Config) { c.Document.Network.Mode = hostdoc.NetworkFull })
 	w.resolver.Set("public.example", "192.0.2.1") // no such address, but a name may be opened
 	w.open(t, "network:https:public.example")
+	v := newWorld(t, nil, func(c *Config) {
+		c.Document.Network.Mode, c.Document.Holes = hostdoc.NetworkFull, []hostdoc.Hole{{Capability: "network:*:*.example", Rule: "none"}}
+	})
+	if _, refusal := v.Open(t.Context(), "run", backend.Grant{Capability: parsed(t, "network:https:public.example")}); refusal == nil || refusal.Rule != "none" {
+		t.Errorf("%v", refusal)
+	}
 	// Nothing private without a grant, even where the node opens a range.
 	for _, host := range []string{"other.example", "127.0.0.1"} {
 		w.fetch(t, on(s, "http", host), get(s.At(host, "/")), "").wants(t, backend.Denied, "loopback")
@@ -142,7 +197,7 @@ func TestAPrivateAddressNeedsARangeOfTheNodeOrOfTheGrant(t *testing.T) {
 	rec := &recorder{}
 	s := testnet.Plain(t, rec)
 	name, literal := on(s, "http", "api.example"), on(s, "http", "127.0.0.1")
-	closed := func(c *Config) { c.Network.AllowPrivate = nil }
+	closed := func(c *Config) { c.Document.Network.AllowPrivate = nil }
 	everything := "network:http:0.0.0.0/0:" + s.Port
 	loop := "network:http:127.0.0.0/8:" + s.Port
 	for _, c := range []struct {
@@ -185,7 +240,7 @@ func TestMetadataServicesStayClosed(t *testing.T) {
 		{"network:http:[fd00::]/8", "network:http:[fd00::]/8", "http://[fd00:ec2::254]/"},
 		{"network:http:0.0.0.0/0", "network:http:169.254.169.254", "http://169.254.169.254/"},
 	} {
-		w := newWorld(t, []string{c.grant}, func(c *Config) { c.Network.AllowPrivate = []string{"169.254.0.0/16"} })
+		w := newWorld(t, []string{c.grant}, func(c *Config) { c.Document.Network.AllowPrivate = []string{"169.254.0.0/16"} })
 		w.resolver.Set("meta.example", "169.254.169.254")
 		w.fetch(t, c.open, get(c.url), "").wants(t, backend.Denied, "metadata")
 	}
@@ -198,7 +253,7 @@ func TestDNSRebindingDoesNotReachInside(t *testing.T) {
 	}}
 	s := testnet.Plain(t, rec)
 	c := on(s, "http", "rebind.example")
-	w := newWorld(t, []string{c}, func(c *Config) { c.Network.AllowPrivate = []string{"127.0.0.2/32"} })
+	w := newWorld(t, []string{c}, func(c *Config) { c.Document.Network.AllowPrivate = []string{"127.0.0.2/32"} })
 	// The first answer is allowed, the second is not: each request that
 	// connects is judged by the one answer that it dials.
 	w.resolver.Set("rebind.example", "127.0.0.2", "127.0.0.1")
@@ -227,7 +282,7 @@ func TestBlockedPortsAreRefusedWhateverIsGranted(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := on(s, "http", "api.example")
-	w := newWorld(t, []string{c, "network:http:api.example:25"}, func(c *Config) { c.Network.BlockedPorts = []int{port} })
+	w := newWorld(t, []string{c, "network:http:api.example:25"}, func(c *Config) { c.Document.Network.BlockedPorts = []int{port} })
 	w.fetch(t, c, get(s.At("api.example", "/")), "").wants(t, backend.Denied, "blocked")
 	w.fetch(t, "network:http:api.example:25", get("http://api.example:25/"), "").wants(t, backend.Denied, "other than HTTP")
 	if rec.count() != 0 || w.resolver.Asked("api.example") != 0 {
@@ -245,7 +300,7 @@ func TestArgumentsNarrowTheMethods(t *testing.T) {
 	c := on(s, "http", "api.example")
 	w := newWorld(t, []string{c}, nil)
 	open := func(args string) (backend.Capability, *backend.Refusal) {
-		return w.Open(t.Context(), "run", backend.Grant{Capability: capability(t, c), Args: json.RawMessage(args)})
+		return w.Open(t.Context(), "run", backend.Grant{Capability: parsed(t, c), Args: json.RawMessage(args)})
 	}
 	only, refusal := open(`{"methods":["POST","HEAD"]}`)
 	if refusal != nil {
@@ -355,7 +410,7 @@ func TestARedirectOutOfTheCapabilityIsRefusedAndNotFollowed(t *testing.T) {
 		if a.refusal == nil && a.Status == 200 && strings.HasPrefix(a.URL, s.At("api.example", "/")) {
 			continue // a backslash is no slash: it stays at the host
 		}
-		if a.refusal == nil || a.refusal.Rule != ruleRedirects || a.refusal.Code != backend.Denied && a.refusal.Code != backend.Unavailable {
+		if a.refusal == nil || !strings.Contains(a.refusal.Reason, "the host redirects") || a.refusal.Code != backend.Denied && a.refusal.Code != backend.Unavailable {
 			t.Errorf("%s: %d %q, %+v", to, a.Status, a.URL, a.refusal)
 		}
 	}
@@ -365,7 +420,7 @@ func TestARedirectOutOfTheCapabilityIsRefusedAndNotFollowed(t *testing.T) {
 	w.fetch(t, any, get("http://x.inside.example:"+target.Port+"/", "redirects", 5), "").wants(t, backend.Denied, "private")
 	// From https to http, though both are granted.
 	both := "network:*:api.example:" + tls.Port
-	v := newWorld(t, []string{both}, func(c *Config) { c.Network.CAFile = w.ca.File })
+	v := newWorld(t, []string{both}, func(c *Config) { c.Document.Network.CAFile = w.ca.File })
 	v.fetch(t, both, get(tls.At("api.example", "/302?to=http://api.example:"+tls.Port+"/"), "redirects", 5), "").wants(t, backend.Denied, "https to http")
 	if inside.count() != 0 {
 		t.Errorf("%d requests came through", inside.count())
@@ -428,7 +483,9 @@ func TestSizesAreBounded(t *testing.T) {
 	}}
 	s := testnet.Plain(t, rec)
 	c := on(s, "http", "api.example")
-	w := newWorld(t, []string{c}, func(c *Config) { c.Network.Limits.RequestBytes, c.Network.Limits.ResponseBytes = 10, 100 })
+	w := newWorld(t, []string{c}, func(c *Config) {
+		c.Document.Network.Limits.RequestBytes, c.Document.Network.Limits.ResponseBytes = 10, 100
+	})
 	w.fetch(t, c, get(s.At("api.example", "/"), "method", "POST"), "12345678901").wants(t, backend.Limit, "request size")
 	if rec.count() != 0 {
 		t.Error("a request was sent")
@@ -476,12 +533,12 @@ func TestTimeIsBoundedByTheTighterOfGuestAndNode(t *testing.T) {
 	t.Parallel()
 	s, _, _ := hanging(t)
 	c := on(s, "http", "api.example")
-	w := newWorld(t, []string{c}, func(c *Config) { c.Network.Limits.TimeoutMillis = 50 })
+	w := newWorld(t, []string{c}, func(c *Config) { c.Document.Network.Limits.TimeoutMillis = 50 })
 	w.fetch(t, c, get(s.At("api.example", "/")), "").wants(t, backend.Deadline, "longer than 50 ms")
 	w.fetch(t, c, get(s.At("api.example", "/"), "timeout_ms", 20), "").wants(t, backend.Deadline, "longer than 20 ms")
 	w.fetch(t, c, get(s.At("api.example", "/"), "timeout_ms", 60_000), "").wants(t, backend.Deadline, "longer than 50 ms")
 	// What came before stays.
-	v := newWorld(t, []string{c}, func(c *Config) { c.Network.Limits.TimeoutMillis = 5000 })
+	v := newWorld(t, []string{c}, func(c *Config) { c.Document.Network.Limits.TimeoutMillis = 5000 })
 	a := v.fetch(t, c, get(s.At("api.example", "/body")), "")
 	a.wants(t, backend.Deadline, "longer than 5000 ms")
 	if a.body != "first" {
@@ -541,7 +598,7 @@ func TestACallEndsWithItsRunAndTheServerNotices(t *testing.T) {
 func TestRequestsRunInParallelUpToTheNodesNumber(t *testing.T) {
 	s, arrived, release := hanging(t)
 	c := on(s, "http", "api.example")
-	w := newWorld(t, []string{c}, func(c *Config) { c.Network.Limits.Concurrent = 3 })
+	w := newWorld(t, []string{c}, func(c *Config) { c.Document.Network.Limits.Concurrent = 3 })
 	opened := w.open(t, c)
 	var answers []backend.Answer
 	for i := range 5 {
@@ -570,7 +627,7 @@ func TestRequestsRunInParallelUpToTheNodesNumber(t *testing.T) {
 func TestCallsBeyondTheQueueAreRefusedAtOnce(t *testing.T) {
 	s, _, release := hanging(t)
 	c := on(s, "http", "api.example")
-	w := newWorld(t, []string{c}, func(c *Config) { c.Network.Limits.RequestBytes = 100 })
+	w := newWorld(t, []string{c}, func(c *Config) { c.Document.Network.Limits.RequestBytes = 100 })
 	opened := w.open(t, c)
 	var answers []backend.Answer
 	for range 4 {
@@ -695,7 +752,7 @@ func TestTLSNamesItsVersionAuthorityAndName(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := on(c.s, "https", "api.example")
-			v := newWorld(t, []string{g}, func(c *Config) { c.Network.CAFile = w.ca.File })
+			v := newWorld(t, []string{g}, func(c *Config) { c.Document.Network.CAFile = w.ca.File })
 			v.fetch(t, g, get(c.s.At("api.example", "/")), "").wants(t, backend.Unavailable, c.want)
 		})
 	}
@@ -705,7 +762,7 @@ func TestTLSNamesItsVersionAuthorityAndName(t *testing.T) {
 	good := serve(w.ca, nil, "api.example", "127.0.0.1")
 	for _, host := range []string{"api.example", "127.0.0.1"} {
 		g := on(good, "https", host)
-		v := newWorld(t, []string{g}, func(c *Config) { c.Network.CAFile = w.ca.File })
+		v := newWorld(t, []string{g}, func(c *Config) { c.Document.Network.CAFile = w.ca.File })
 		v.fetch(t, g, get(good.At(host, "/")), "").gives(t, 200, "ok")
 		if rec.last().ProtoMajor != 2 || rec.last().TLS.Version < tls.VersionTLS12 {
 			t.Errorf("%s over %s, TLS %x", host, rec.last().Proto, rec.last().TLS.Version)
@@ -716,7 +773,7 @@ func TestTLSNamesItsVersionAuthorityAndName(t *testing.T) {
 		s.TLS.MaxVersion = tls.VersionTLS12
 	}, "api.example")
 	g := on(old, "https", "api.example")
-	v := newWorld(t, []string{g}, func(c *Config) { c.Network.CAFile = w.ca.File })
+	v := newWorld(t, []string{g}, func(c *Config) { c.Document.Network.CAFile = w.ca.File })
 	v.fetch(t, g, get(old.At("api.example", "/")), "").gives(t, 200, "ok")
 	if rec.last().ProtoMajor != 1 {
 		t.Errorf("%s", rec.last().Proto)
@@ -814,7 +871,9 @@ func TestNothingIsLeftBehind(t *testing.T) {
 func TestAConfigurationThatCannotHoldIsRefused(t *testing.T) {
 	good := func() Config {
 		return Config{
-			Network: &hostdoc.Network{Mode: hostdoc.NetworkRestricted, Limits: hostdoc.NetworkLimits{Concurrent: 1, RequestBytes: 1, ResponseBytes: 1, TimeoutMillis: 1}},
+			Document: &hostdoc.Document{Network: &hostdoc.Network{
+				Mode: hostdoc.NetworkRestricted, Limits: hostdoc.NetworkLimits{Concurrent: 1, RequestBytes: 1, ResponseBytes: 1, TimeoutMillis: 1},
+			}},
 			Secrets: hostdoc.Secrets{"s": "long-enough"},
 		}
 	}
@@ -822,17 +881,19 @@ func TestAConfigurationThatCannotHoldIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	inject := func(in hostdoc.Injection) func(*Config) {
-		return func(c *Config) { c.Network.Inject = []hostdoc.Injection{in} }
+		return func(c *Config) { c.Document.Network.Inject = []hostdoc.Injection{in} }
 	}
 	for name, c := range map[string]struct {
 		edit   func(*Config)
 		reason fault.Reason
 	}{
-		"no limits":               {func(c *Config) { c.Network.Limits = hostdoc.NetworkLimits{} }, fault.Internal},
-		"no time":                 {func(c *Config) { c.Network.Limits.TimeoutMillis = 0 }, fault.Internal},
-		"a broken grant":          {func(c *Config) { c.Grants = []hostdoc.Grant{{Capability: "network:"}} }, fault.Internal},
-		"a public range":          {func(c *Config) { c.Network.AllowPrivate = []string{"8.8.8.0/24"} }, fault.PolicyInvalid},
-		"no authorities":          {func(c *Config) { c.Network.CAFile = "/nonexistent" }, fault.PolicyInvalid},
+		"no limits":               {func(c *Config) { c.Document.Network.Limits = hostdoc.NetworkLimits{} }, fault.Internal},
+		"no network":              {func(c *Config) { c.Document.Network = nil }, fault.Internal},
+		"a broken hole":           {func(c *Config) { c.Document.Holes = []hostdoc.Hole{{Capability: "network:"}} }, fault.Internal},
+		"no time":                 {func(c *Config) { c.Document.Network.Limits.TimeoutMillis = 0 }, fault.Internal},
+		"a broken grant":          {func(c *Config) { c.Document.Grants = []hostdoc.Grant{{Capability: "network:"}} }, fault.Internal},
+		"a public range":          {func(c *Config) { c.Document.Network.AllowPrivate = []string{"8.8.8.0/24"} }, fault.PolicyInvalid},
+		"no authorities":          {func(c *Config) { c.Document.Network.CAFile = "/nonexistent" }, fault.PolicyInvalid},
 		"no capability":           {inject(hostdoc.Injection{Capability: "x", Header: "a", Secret: "s"}), fault.PolicyInvalid},
 		"another capability":      {inject(hostdoc.Injection{Capability: "env:X", Header: "a", Secret: "s"}), fault.PolicyInvalid},
 		"either scheme":           {inject(hostdoc.Injection{Capability: "network:*:api.example", Header: "a", Secret: "s"}), fault.PolicyInvalid},

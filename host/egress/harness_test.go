@@ -32,15 +32,13 @@ func newWorld(t testing.TB, grants []string, edit func(*Config)) *world {
 	for _, name := range []string{"api.example", "other.example", "sub.api.example"} {
 		w.resolver.Set(name, "127.0.0.1")
 	}
-	c := Config{
-		Network: &hostdoc.Network{
-			Mode: hostdoc.NetworkRestricted, AllowPrivate: []string{"127.0.0.0/8"}, CAFile: w.ca.File,
-			Limits: hostdoc.NetworkLimits{Concurrent: 8, RequestBytes: 1 << 20, ResponseBytes: 1 << 20, TimeoutMillis: 60_000},
-		},
-		Resolver: w.resolver,
+	network := &hostdoc.Network{
+		Mode: hostdoc.NetworkRestricted, AllowPrivate: []string{"127.0.0.0/8"}, CAFile: w.ca.File,
+		Limits: hostdoc.NetworkLimits{Concurrent: 8, RequestBytes: 1 << 20, ResponseBytes: 1 << 20, TimeoutMillis: 60_000},
 	}
+	c := Config{Document: &hostdoc.Document{Network: network}, Resolver: w.resolver}
 	for _, g := range grants {
-		c.Grants = append(c.Grants, hostdoc.Grant{Capability: g, Rule: "test"})
+		c.Document.Grants = append(c.Document.Grants, hostdoc.Grant{Capability: g, Rule: "test"})
 	}
 	if edit != nil {
 		edit(&c)
@@ -54,7 +52,7 @@ func newWorld(t testing.TB, grants []string, edit func(*Config)) *world {
 	return w
 }
 
-func capability(t testing.TB, s string) manifest.Capability {
+func parsed(t testing.TB, s string) manifest.Capability {
 	t.Helper()
 	c, err := manifest.ParseCapability(s)
 	if err != nil {
@@ -65,7 +63,7 @@ func capability(t testing.TB, s string) manifest.Capability {
 
 func (w *world) open(t testing.TB, s string) backend.Capability {
 	t.Helper()
-	c, refusal := w.Open(t.Context(), "run", backend.Grant{Capability: capability(t, s)})
+	c, refusal := w.Open(t.Context(), "run", backend.Grant{Capability: parsed(t, s)})
 	if refusal != nil {
 		t.Fatalf("%s: %v", s, refusal)
 	}

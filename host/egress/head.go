@@ -42,7 +42,7 @@ func decode(data json.RawMessage, to any) bool {
 // alone sent.
 func parseHead(data json.RawMessage) (request, *backend.Refusal) {
 	var h requestHead
-	if len(data) > limits.CallHeadBytes {
+	if len(data) > limits.RequestHeadBytes {
 		return request{}, invalid("the request's head is too long", "")
 	}
 	if !decode(data, &h) {

@@ -20,7 +20,7 @@ const canary = "sk-CANARY/4f+1=9&c d"
 
 func injecting(list ...hostdoc.Injection) func(*Config) {
 	return func(c *Config) {
-		c.Network.Inject = list
+		c.Document.Network.Inject = list
 		c.Secrets = hostdoc.Secrets{"key": canary, "other": "another-secret-value"}
 	}
 }
@@ -207,8 +207,8 @@ func TestTheSecretShowsNowhere(t *testing.T) {
 	}
 	w := newWorld(t, grants, func(c *Config) {
 		injecting(inject...)(c)
-		c.Network.CAFile = ca.File
-		c.Network.Limits.ResponseBytes = 4096
+		c.Document.Network.CAFile = ca.File
+		c.Document.Network.Limits.ResponseBytes = 4096
 	})
 	w.resolver.Set("private.example", "10.0.0.1")
 
@@ -245,7 +245,7 @@ func TestTheSecretShowsNowhere(t *testing.T) {
 		t.Errorf("%d served, %d answered, %d refused: the test has lost its subject", served, answered, refused)
 	}
 	// The backend itself, as a careless log line would print it.
-	if found := leaks(fmt.Sprintf("%v %+v", w.open(t, grants[0]), backend.Grant{Capability: capability(t, grants[0])})); len(found) > 0 {
+	if found := leaks(fmt.Sprintf("%v %+v", w.open(t, grants[0]), backend.Grant{Capability: parsed(t, grants[0])})); len(found) > 0 {
 		t.Errorf("a printed capability shows the secret: %v", found)
 	}
 }

@@ -98,7 +98,7 @@ func TestACapabilityCoversExactlyItsURLs(t *testing.T) {
 		if refusal != nil {
 			t.Fatalf("%s: %v", c.url, refusal)
 		}
-		if got := u.covered(capability(t, c.capability)); got != c.ok {
+		if got := u.covered(parsed(t, c.capability)); got != c.ok {
 			t.Errorf("%s for %.60s: %v", c.capability, c.url, got)
 		}
 	}
@@ -128,7 +128,7 @@ func TestAHeadIsReadStrictly(t *testing.T) {
 		`{"method":"G T","url":"https://api.example/"}`,
 		`{"method":"` + strings.Repeat("G", 33) + `","url":"https://api.example/"}`,
 		"{\"method\":\"GET\",\"url\":\"https://api.example/\xff\"}",
-		`{"method":"GET","url":"https://api.example/"` + strings.Repeat(" ", limits.CallHeadBytes) + `}`,
+		`{"method":"GET","url":"https://api.example/"` + strings.Repeat(" ", limits.RequestHeadBytes) + `}`,
 	} {
 		if r, refusal := parseHead(json.RawMessage(text)); refusal == nil || refusal.Code != backend.Invalid {
 			t.Errorf("%.80q: %+v, %v", text, r.target, refusal)

@@ -26,7 +26,7 @@ type Mask struct {
 func NewMask(values ...string) *Mask {
 	m := new(Mask)
 	add := func(form string) {
-		if len(form) >= limits.SecretMin && !slices.ContainsFunc(m.forms, func(f []byte) bool { return string(f) == form }) {
+		if len(form) >= limits.ShortestSecret && !slices.ContainsFunc(m.forms, func(f []byte) bool { return string(f) == form }) {
 			m.forms = append(m.forms, []byte(form))
 			m.first[form[0]] = true
 		}

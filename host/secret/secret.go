@@ -38,10 +38,10 @@ func Read(file string) (hostdoc.Secrets, error) {
 // long enough to be told from other text.
 func Check(name, value string) error {
 	switch {
-	case len(value) < limits.SecretMin:
-		return fault.New(fault.PolicyInvalid, "secret "+name, "is shorter than %d bytes", limits.SecretMin)
-	case len(value) > limits.SecretMax:
-		return fault.New(fault.PolicyInvalid, "secret "+name, "is longer than %d bytes", limits.SecretMax)
+	case len(value) < limits.ShortestSecret:
+		return fault.New(fault.PolicyInvalid, "secret "+name, "is shorter than %d bytes", limits.ShortestSecret)
+	case len(value) > limits.SecretBytes:
+		return fault.New(fault.PolicyInvalid, "secret "+name, "is longer than %d bytes", limits.SecretBytes)
 	case strings.ContainsFunc(value, func(r rune) bool { return r < 0x20 || r >= 0x7f }):
 		return fault.New(fault.PolicyInvalid, "secret "+name, "holds a line break or another character that no header can carry").
 			WithHint("write the file without a line break at its end")

@@ -158,7 +158,7 @@ func TestSecretsAreReadStrictlyAndNeverQuoted(t *testing.T) {
 		"short":       {`{"a":"canary"}`, false},
 		"line break":  {`{"a":"canary-value\n"}`, false},
 		"not ASCII":   {`{"a":"canary-välue"}`, false},
-		"too long":    {`{"a":"canary` + strings.Repeat("x", limits.SecretMax) + `"}`, false},
+		"too long":    {`{"a":"canary` + strings.Repeat("x", limits.SecretBytes) + `"}`, false},
 		"a huge file": {`{"a":"canary-value"}` + strings.Repeat(" ", limits.SecretsBytes), false},
 	} {
 		file := filepath.Join(dir, name)

@@ -132,8 +132,6 @@ const (
 	// headers of a request or an answer together.
 	HTTPHeaders     = 128
 	HTTPHeaderBytes = 64 * KiB
-	// CallHeadBytes bounds the head of a call of a capability.
-	CallHeadBytes = 256 * KiB
 	// Redirects bounds the redirects of one request.
 	Redirects = 5
 	// QueuedCalls bounds the calls of one kind that run or wait in a process.
@@ -143,11 +141,8 @@ const (
 	TLSHandshakeTime = 10 * time.Second
 	// IdleConnectionTime is how long an unused connection is kept.
 	IdleConnectionTime = 60 * time.Second
-	// SecretsBytes bounds the file of secrets. A secret has from SecretMin to
-	// SecretMax bytes: a shorter one could not be told from other text.
+	// SecretsBytes bounds the host's file of secrets.
 	SecretsBytes = 1 * MiB
-	SecretMin    = 8
-	SecretMax    = 8 * KiB
 )
 
 const (
