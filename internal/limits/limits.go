@@ -141,6 +141,15 @@ const (
 	TLSHandshakeTime = 10 * time.Second
 	// IdleConnectionTime is how long an unused connection is kept.
 	IdleConnectionTime = 60 * time.Second
+	// LLMConcurrent bounds the chats of one process at once.
+	LLMConcurrent = 16
+	// LLMRequestBytes bounds a chat's request, LLMEventBytes one event of its
+	// answer, LLMAnswerBytes the answer.
+	LLMRequestBytes = 16 * MiB
+	LLMEventBytes   = 1 * MiB
+	LLMAnswerBytes  = 64 * MiB
+	// LLMIdleTime is how long a model may say nothing.
+	LLMIdleTime = 5 * time.Minute
 	// SecretsBytes bounds the host's file of secrets.
 	SecretsBytes = 1 * MiB
 )
