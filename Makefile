@@ -76,6 +76,11 @@ bin/tools/containerd-old: tools/oldnode/go.mod tools/oldnode/go.sum | deps
 	@cd tools/oldnode && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ $(OLDTOOL)
 	@touch $@
 
+bin/tools/versitygw: tools/s3/go.mod tools/s3/go.sum | deps
+	@echo "building an S3 server"
+	@cd tools/s3 && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ github.com/versity/versitygw/cmd/versitygw
+	@touch $@
+
 .PHONY: deps
 deps: ## [root, if something is missing] what Debian 12 lacks to build; says so when nobody is root
 	@scripts/deps.sh
@@ -83,7 +88,7 @@ deps: ## [root, if something is missing] what Debian 12 lacks to build; says so 
 ##@ Check
 
 .PHONY: test
-test: check cross build tools bin/tools/containerd-old ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+test: check cross build tools bin/tools/containerd-old bin/tools/versitygw ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
@@ -91,11 +96,11 @@ test: check cross build tools bin/tools/containerd-old ## [root] everything: che
 		-- -count=1 -timeout 30m ./integration/...
 
 .PHONY: unit
-unit: ## the main module's tests that need no root and no network
+unit: bin/tools/versitygw ## the main module's tests that need no root and no network
 	@$(RUNTESTS) $(UNIT)
 
 .PHONY: race
-race: ## the same with the race detector, where there are goroutines
+race: bin/tools/versitygw ## the same with the race detector, where there are goroutines
 	@$(RUNTESTS) -race $(RACE)
 
 .PHONY: integration

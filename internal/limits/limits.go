@@ -150,6 +150,10 @@ const (
 	LLMAnswerBytes  = 64 * MiB
 	// LLMIdleTime is how long a model may say nothing.
 	LLMIdleTime = 5 * time.Minute
+	// MediaConnections bounds the connections to a media storage,
+	// MediaResponseTime how long it may take to begin an answer.
+	MediaConnections  = 16
+	MediaResponseTime = 30 * time.Second
 	// SecretsBytes bounds the host's file of secrets.
 	SecretsBytes = 1 * MiB
 )

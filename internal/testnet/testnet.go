@@ -184,3 +184,6 @@ func (r *Resolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr,
 	}
 	return answers[min(n, len(answers)-1)], nil
 }
+
+// KeyDER is a certificate's private key in PKCS #8.
+func KeyDER(c tls.Certificate) ([]byte, error) { return x509.MarshalPKCS8PrivateKey(c.PrivateKey) }
