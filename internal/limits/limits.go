@@ -154,6 +154,19 @@ const (
 	// MediaResponseTime how long it may take to begin an answer.
 	MediaConnections  = 16
 	MediaResponseTime = 30 * time.Second
+	// ExtensionConcurrent bounds the calls of one extension at once.
+	ExtensionConcurrent = 16
+	// ExtensionRequestBytes bounds the body of a call, ExtensionLineBytes a message
+	// of the extension, ExtensionUnreadBytes what of one answer may wait to be read.
+	ExtensionRequestBytes = 4 * MiB
+	ExtensionLineBytes    = 1 * MiB
+	ExtensionUnreadBytes  = 4 * MiB
+	// ExtensionStartTime is how long an extension may take to say hello,
+	// ExtensionIdleTime how long a call may wait for a message of it, and
+	// ExtensionStopTime how long it may take to end.
+	ExtensionStartTime = 10 * time.Second
+	ExtensionIdleTime  = 60 * time.Second
+	ExtensionStopTime  = 2 * time.Second
 	// SecretsBytes bounds the host's file of secrets.
 	SecretsBytes = 1 * MiB
 )
