@@ -95,16 +95,22 @@ var envFuncs = map[string]func(*call) bool{
 }
 
 // resolve finds who serves an import; the second result is for the engine's WASI.
-func resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
+func (p *Program) resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
 	switch im.Module {
 	case module.ModuleMentat:
 		return mentatFuncs[im.Name], false
 	case module.ModuleEnv:
 		return envFuncs[im.Name], false
 	case module.ModuleWASI:
-		// The engine's own refuses statuses above 125.
-		if im.Name == "proc_exit" {
+		switch {
+		case im.Name == "proc_exit":
+			// The engine's own refuses statuses above 125.
 			return procExit, false
+		case im.Name == "poll_oneoff" && p.reused:
+			// The engine's own sleeps beyond the end of the run, on a thread that a
+			// process which goes on would lose.
+			p.wasi = true
+			return pollOneoff, false
 		}
 		return nil, true
 	}
@@ -113,6 +119,7 @@ func resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
 
 func readInput(c *call) bool {
 	s := c.s
+	s.sync()
 	in, _ := s.handles[0].(*input)
 	if s.inAlloc {
 		return s.trap(endOf(fault.Trap, "mentat.read_input: called from mentat_alloc"))
@@ -158,16 +165,23 @@ func read(c *call) bool {
 	if p == nil {
 		return c.outOfRange(c.values[1].U32(), c.values[2].U32())
 	}
-	r := c.s.handle(c.values[0].I32())
+	s, h := c.s, c.values[0].I32()
+	s.sync()
+	r := s.handle(h)
 	if r == nil {
 		return c.returns(codeBadHandle)
 	}
 	// A count must fit into the result.
-	return c.returns(r.read(c.s, p[:min(len(p), maxCount)]))
+	n := r.read(s, p[:min(len(p), maxCount)])
+	if l, ok := r.(interface{ left() *stretch }); ok {
+		s.show(h, l.left())
+	}
+	return c.returns(n)
 }
 
 func size(c *call) bool {
 	n := int64(codeBadHandle)
+	c.s.sync()
 	if r := c.s.handle(c.values[0].I32()); r != nil {
 		n = r.size(c.s)
 	}
@@ -177,6 +191,7 @@ func size(c *call) bool {
 
 func closeHandle(c *call) bool {
 	h := c.values[0].I32()
+	c.s.sync()
 	if h < 0 || h >= c.s.next {
 		return c.fails(codeBadHandle, detail{Reason: "no such handle was ever given out"})
 	}
@@ -238,7 +253,7 @@ func getConfig(c *call) bool {
 	if !ok {
 		return c.fails(codeNotFound, detail{Reason: "the manifest's config has no such key", Hint: "add it under config: in manifest.yaml"})
 	}
-	return c.returns(c.s.open(&blob{data: []byte(value)}))
+	return c.returns(c.s.open(&blob{data: value}))
 }
 
 // procExit ends the guest with a status of its own.

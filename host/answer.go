@@ -26,9 +26,8 @@ type answer struct {
 	// spare are pieces that the guest has read.
 	spare chan []byte
 
-	known int64  // the total size, -1 if it is not known
-	buf   []byte // buf[pos:] is still to be read
-	pos   int
+	known int64 // the total size, -1 if it is not known
+	stretch
 	total int64
 	// ended says that nothing more comes, refused why, if that is no proper end.
 	ended   bool
@@ -139,13 +138,13 @@ func (a *answer) more(s *session) int32 {
 	}
 	select {
 	case p := <-a.pieces:
-		a.take(p)
+		a.receive(p)
 		return 0
 	default:
 	}
 	select {
 	case p := <-a.pieces:
-		a.take(p)
+		a.receive(p)
 		return 0
 	case <-s.draining:
 		return s.fail(codeCanceled, detail{Capability: a.capability, Reason: "the run is being ended"})
@@ -154,7 +153,7 @@ func (a *answer) more(s *session) int32 {
 	}
 }
 
-func (a *answer) take(p piece) {
+func (a *answer) receive(p piece) {
 	a.buf, a.pos = p.data, 0
 	a.total += int64(len(p.data))
 	a.ended, a.refused = p.end, p.refused
@@ -164,7 +163,7 @@ func (a *answer) read(s *session, p []byte) int32 {
 	if len(p) == 0 {
 		return 0
 	}
-	for a.pos == len(a.buf) {
+	for a.rest() == 0 {
 		if a.ended {
 			return a.over(s)
 		}
@@ -172,9 +171,7 @@ func (a *answer) read(s *session, p []byte) int32 {
 			return code
 		}
 	}
-	n := copy(p, a.buf[a.pos:])
-	a.pos += n
-	return int32(n)
+	return int32(a.take(p))
 }
 
 // over is 0 at a proper end, else the code of the failure, however often it is
@@ -195,6 +192,8 @@ func (a *answer) size(s *session) int64 {
 	}
 	return int64(s.fail(codeUnsupported, detail{Capability: a.capability, Reason: "the size of an answer is known at its end only"}))
 }
+
+func (a *answer) left() *stretch { return &a.stretch }
 
 func (a *answer) close(*session) { a.cancel() }
 

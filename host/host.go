@@ -57,7 +57,7 @@ func Once(ctx context.Context, doc *hostdoc.Document, o Options, streams Streams
 }
 
 func once(ctx context.Context, doc *hostdoc.Document, o Options, streams Streams, log *logger, began time.Time) (hostdoc.Exit, error) {
-	p, err := load(doc, o, log)
+	p, err := load(doc, o, log, false)
 	if err != nil {
 		return log.exit(endOf(fault.ReasonOf(err), err.Error())), err
 	}

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -32,8 +33,7 @@ type input struct {
 	// file is the source when it is a file of the run's own, to be closed.
 	file *os.File
 
-	buf []byte // buf[pos:] is still to be read by the guest
-	pos int
+	stretch
 	// total counts the bytes that came from the source.
 	total int64
 	err   error // io.EOF at the end
@@ -64,15 +64,37 @@ func openInput(in hostdoc.Input, stdin io.Reader) (*input, error) {
 	return newInput(stdin), nil
 }
 
-// newInput makes an input of what r holds; nil holds nothing.
+// newInput makes an input of what r holds; nil holds nothing. What is in memory
+// stays where it is.
 func newInput(r io.Reader) *input {
+	var all captured
 	switch r := r.(type) {
 	case nil:
-		return newInput(strings.NewReader(""))
-	case interface{ Len() int }: // bytes.Reader and its like hold all there is
-		return &input{source: r.(io.Reader), known: int64(r.Len())}
+	case *bytes.Reader:
+		_, _ = r.WriteTo(&all) // all does not fail
+	case *strings.Reader:
+		_, _ = r.WriteTo(&all)
+	default:
+		return &input{source: r, known: -1}
 	}
-	return &input{source: r, known: -1}
+	return &input{stretch: stretch{buf: all}, known: int64(len(all)), total: int64(len(all)), err: io.EOF}
+}
+
+// captured takes the bytes that a reader in memory hands out.
+type captured []byte
+
+func (c *captured) Write(p []byte) (int, error) {
+	*c = p
+	return len(p), nil
+}
+
+func (c *captured) WriteString(s string) (int, error) { return c.Write([]byte(s)) }
+
+// limitTo bounds the input. What is over it is not read at all.
+func (i *input) limitTo(n int64) {
+	if i.limit = n; i.known > n {
+		i.buf, i.err = nil, errInputLimit
+	}
 }
 
 // close leaves the source alone: the run ends what waits for it.
@@ -163,7 +185,7 @@ func (i *input) fill(s *session) (bool, int32) {
 	if i.total += int64(len(c.data)); i.total > i.limit {
 		i.err = errInputLimit
 	}
-	if !i.keep && i.pos == len(i.buf) {
+	if !i.keep && i.rest() == 0 {
 		i.buf, i.pos = c.data, 0
 	} else {
 		i.buf = append(i.buf, c.data...)
@@ -187,17 +209,17 @@ func (i *input) read(s *session, p []byte) int32 {
 	if len(p) == 0 {
 		return 0
 	}
-	for i.pos == len(i.buf) || errors.Is(i.err, errInputLimit) {
+	for i.rest() == 0 || errors.Is(i.err, errInputLimit) {
 		if more, code := i.fill(s); code != 0 {
 			return code
 		} else if !more {
 			return i.ended(s)
 		}
 	}
-	n := copy(p, i.buf[i.pos:])
-	i.pos += n
-	return int32(n)
+	return int32(i.take(p))
 }
+
+func (i *input) left() *stretch { return &i.stretch }
 
 // size returns the total size or a code.
 func (i *input) size(s *session) int64 {

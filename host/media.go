@@ -129,7 +129,7 @@ func uploadMedia(c *call) bool {
 	}
 	s.uploaded += n
 	s.readable[ref] = struct{}{}
-	return c.returns(s.open(&blob{data: []byte(ref.String())}))
+	return c.returns(s.open(&blob{data: ref.String()}))
 }
 
 // storeRefusal is what the guest learns of a store that failed, or was told to

@@ -62,11 +62,13 @@ type IO struct {
 
 // Program is a loaded module and what all its runs share.
 type Program struct {
-	doc  *hostdoc.Document
-	o    Options
-	log  *logger
-	mod  *engine.Module
-	dirs []*os.File // of doc.Preopens
+	doc *hostdoc.Document
+	o   Options
+	log *logger
+	mod *engine.Module
+	// ready is the module with its imports resolved.
+	ready *engine.Program
+	dirs  []*os.File // of doc.Preopens
 
 	authority *authority
 	backends  map[string]backend.Backend
@@ -77,14 +79,12 @@ type Program struct {
 	// own are what the program opened itself.
 	own []io.Closer
 
-	// funcs serve the imports that the engine does not; numbers says which serves
-	// which import.
+	// funcs serve the imports that the engine does not, by number.
 	funcs   []hostFunc
-	numbers []int
 	globals []string
 	// command says that the entry is _start, hasAlloc that the module exports
-	// mentat_alloc, wasi that it uses WASI.
-	command, hasAlloc, wasi bool
+	// mentat_alloc, wasi that it uses WASI, reused that many runs are made of it.
+	command, hasAlloc, wasi, reused bool
 
 	described sync.Once // its metadata are logged
 	// runs are those that still use the module, left behind ones too.
@@ -94,10 +94,10 @@ type Program struct {
 // Load maps the compiled module and makes what all runs share. Nothing of the
 // guest runs yet. The document stays the caller's and must not change.
 func Load(doc *hostdoc.Document, o Options) (*Program, error) {
-	return load(doc, o, newLogger(o.Stderr, doc))
+	return load(doc, o, newLogger(o.Stderr, doc), true)
 }
 
-func load(doc *hostdoc.Document, o Options, log *logger) (_ *Program, err error) {
+func load(doc *hostdoc.Document, o Options, log *logger, reused bool) (_ *Program, err error) {
 	for _, notice := range doc.Notices {
 		log.log(levelWarn, fromHost, notice)
 	}
@@ -105,7 +105,7 @@ func load(doc *hostdoc.Document, o Options, log *logger) (_ *Program, err error)
 	if err != nil {
 		return nil, err
 	}
-	p := &Program{doc: doc, o: o, log: log}
+	p := &Program{doc: doc, o: o, log: log, reused: reused}
 	defer func() {
 		if err != nil {
 			p.free()
@@ -123,6 +123,9 @@ func load(doc *hostdoc.Document, o Options, log *logger) (_ *Program, err error)
 	}
 	if err := p.serve(); err != nil {
 		return nil, err
+	}
+	if reused {
+		eng.KeepMemories(limits.KeptMemories, limits.KeptMemoryBytes)
 	}
 	if o.Locked != nil {
 		if err := o.Locked(); err != nil {
@@ -216,6 +219,9 @@ func (p *Program) free() {
 	for _, c := range p.own {
 		_ = c.Close() // only read
 	}
+	if p.ready != nil {
+		p.ready.Close()
+	}
 	if p.mod != nil {
 		p.mod.Close()
 	}
@@ -225,7 +231,7 @@ func (p *Program) free() {
 // module imports it.
 func (p *Program) link() error {
 	imports := p.mod.Imports()
-	p.numbers = make([]int, len(imports))
+	served := make([]engine.Served, len(imports))
 	var unknown []string
 	for i, im := range imports {
 		known := module.Lookup(im.Module, im.Name)
@@ -233,22 +239,38 @@ func (p *Program) link() error {
 			unknown = append(unknown, im.Module+"."+im.Name)
 			continue
 		}
-		serve, wasi := resolve(im)
+		serve, wasi := p.resolve(im)
 		switch {
 		case wasi:
-			p.numbers[i] = engine.UseWASI
+			served[i].Number = engine.UseWASI
 			p.wasi = true
 		case serve == nil:
 			unknown = append(unknown, im.Module+"."+im.Name)
 		default:
-			p.numbers[i] = len(p.funcs)
+			served[i] = engine.Served{Number: len(p.funcs), Kind: kindOf(im)}
 			p.funcs = append(p.funcs, hostFunc{im.Module, im.Name, len(im.Params), len(im.Results), serve})
 		}
 	}
 	if len(unknown) > 0 {
 		return fault.New(fault.ModuleInvalid, p.doc.Agent.ID, "imports what this host does not provide: %s", strings.Join(unknown, ", "))
 	}
+	ready, err := p.mod.Prepare(served, abiVersion)
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, p.doc.Agent.ID, "cannot link the module")
+	}
+	p.ready = ready
 	return nil
+}
+
+// kindOf says which functions are served without Go where that is possible.
+func kindOf(im engine.Import) engine.Kind {
+	switch {
+	case im.Module == module.ModuleMentat && im.Name == "abi_version":
+		return engine.ServesVersion
+	case im.Module == module.ModuleMentat && im.Name == "read":
+		return engine.ServesRead
+	}
+	return engine.ServesOther
 }
 
 func valTypes(b []byte) []module.ValType {

@@ -61,7 +61,6 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 	config := engine.RunConfig{
 		MemoryBytes:   p.doc.Limits.MemoryBytes,
 		TableElements: limits.TableElements,
-		Numbers:       p.numbers,
 		Host:          s,
 	}
 	release := []func(){r.in.free}
@@ -80,13 +79,13 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 		config.WASI = wasi
 		release = append(release, done)
 	}
-	run, err := p.mod.NewRun(config)
+	run, err := p.ready.NewRun(config)
 	if err != nil {
 		s.endWaits()
 		free()
 		return nil, true, fault.Wrap(err, fault.Internal, p.doc.Agent.ID, "cannot prepare the run")
 	}
-	s.run = run
+	s.run, s.clockStart = run, time.Now()
 	release = append(release, run.Close, s.settle)
 	p.runs.Add(1)
 	finish := func() {
@@ -94,9 +93,17 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 		free()
 		p.runs.Done()
 	}
+	unwatch := s.watch(ctx, r.began)
+	if p.direct() {
+		e := s.guest()
+		unwatch()
+		finish()
+		return e, true, nil
+	}
 	done := make(chan *end, 1)
 	go func() { done <- s.guest() }()
-	e, back := s.supervise(ctx, done, r.began)
+	e, back := s.await(done)
+	unwatch()
 	if back {
 		finish()
 	} else {
@@ -108,42 +115,59 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 	return e, back, nil
 }
 
-// supervise waits for the guest's end, its deadline or its cancellation. False
-// says that the guest did not come back.
-func (s *session) supervise(ctx context.Context, done <-chan *end, began time.Time) (*end, bool) {
-	var deadline, grace <-chan time.Time
+// direct says that nothing the guest does can hold it up beyond its end: it then
+// runs on its caller's goroutine, for changing threads costs as much as a small
+// run does. A run of a process of its own may block in its streams, and any
+// blocks in a directory that holds pipes.
+func (p *Program) direct() bool { return p.reused && (!p.wasi || len(p.dirs) == 0) }
+
+// watch ends the run at its deadline or, after it was asked to end, when its
+// context is cancelled.
+func (s *session) watch(ctx context.Context, began time.Time) (unwatch func()) {
+	var deadline *time.Timer
 	if ms := s.p.doc.Limits.DeadlineMillis; ms > 0 {
 		limit := time.Duration(ms) * time.Millisecond
-		t := time.NewTimer(limit - time.Since(began))
-		defer t.Stop()
-		deadline = t.C
+		deadline = time.AfterFunc(limit-time.Since(began), func() {
+			s.stop(endOf(fault.Deadline, fmt.Sprintf("the deadline of %d ms passed", ms)))
+		})
 	}
-	canceled := ctx.Done()
-	for {
-		select {
-		case e := <-done:
-			return e, true
-		case <-deadline:
-			s.stop(endOf(fault.Deadline, fmt.Sprintf("the deadline of %d ms passed", s.p.doc.Limits.DeadlineMillis)))
-		case <-canceled:
-			canceled = nil
+	forget := func() bool { return true }
+	if ctx.Done() != nil {
+		forget = context.AfterFunc(ctx, func() {
 			s.drain()
-			t := time.NewTimer(limits.DrainGrace)
-			defer t.Stop()
-			grace = t.C
-			continue
-		case <-grace:
-			s.stop(canceledEnd(ctx))
-		case <-s.over:
-			// The output failed under WASI; the guest may not care.
+			grace := time.NewTimer(limits.DrainGrace)
+			defer grace.Stop()
+			select {
+			case <-grace.C:
+				s.stop(canceledEnd(ctx))
+			case <-s.over:
+			}
+		})
+	}
+	return func() {
+		if deadline != nil {
+			deadline.Stop()
 		}
-		select {
-		case e := <-done:
-			return e, true
-		case <-time.After(limits.StopGrace):
-			s.gone.Store(true)
-			return s.stopped(), false
-		}
+		forget()
+	}
+}
+
+// await waits for the guest's end. False says that it did not come back when the
+// run was over.
+func (s *session) await(done <-chan *end) (*end, bool) {
+	select {
+	case e := <-done:
+		return e, true
+	case <-s.over:
+	}
+	t := time.NewTimer(limits.StopGrace)
+	defer t.Stop()
+	select {
+	case e := <-done:
+		return e, true
+	case <-t.C:
+		s.gone.Store(true)
+		return s.stopped(), false
 	}
 }
 

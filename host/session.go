@@ -79,7 +79,7 @@ type resource interface {
 
 // blob is a result that is complete.
 type blob struct {
-	data []byte
+	data string
 	pos  int
 }
 
@@ -131,6 +131,8 @@ type session struct {
 	// had at its end.
 	in     *input
 	memory int64
+	// clockStart is when WASI's monotonic clock began.
+	clockStart time.Time
 	// inAlloc says that mentat_alloc runs.
 	inAlloc bool
 	// inner is what ended the guest code that a host function called.
@@ -142,12 +144,18 @@ type session struct {
 
 	mu    sync.Mutex
 	cause *end // why the run was stopped; the first one counts
+	// isOver says that over is closed.
+	isOver atomic.Bool
+	// shown is what the guest reads by itself.
+	shown *stretch
+	// current is the call that is served.
+	current call
 	// gone is set when nobody waits for the guest any more.
 	gone atomic.Bool
 }
 
 func newSession(ctx context.Context, p *Program, r request, log *logger) *session {
-	r.in.limit = p.doc.Limits.InputBytes
+	r.in.limitTo(p.doc.Limits.InputBytes)
 	r.in.keep = p.hasAlloc
 	s := &session{
 		p:        p,
@@ -190,6 +198,7 @@ func (s *session) stop(e *end) {
 // endWaits ends whatever waits or works on the run's behalf.
 func (s *session) endWaits() {
 	s.overOnce.Do(func() {
+		s.isOver.Store(true)
 		close(s.over)
 		s.cancel()
 	})
@@ -285,17 +294,14 @@ func (s *session) Call(number int, values []engine.Value, memory []byte) bool {
 	if s.gone.Load() {
 		return false
 	}
-	f := &s.p.funcs[number]
-	if !f.serve(&call{s: s, f: f, values: values, memory: memory}) {
-		return false
+	c := &s.current
+	if s.inAlloc {
+		c = new(call) // the one that waits for mentat_alloc goes on
 	}
-	select {
-	case <-s.over:
-		// No code reaches the guest: with one it could still end as it likes.
-		return false
-	default:
-		return true
-	}
+	*c = call{s: s, f: &s.p.funcs[number], values: values, memory: memory}
+	// No code reaches the guest once the run is over: with one it could still end
+	// as it likes.
+	return c.f.serve(c) && !s.isOver.Load()
 }
 
 // Write takes WASI's output.
@@ -379,5 +385,5 @@ func (s *session) lastError() int32 {
 	if err != nil {
 		return s.fail(codeInternal, detail{Reason: "the detail cannot be encoded"})
 	}
-	return s.open(&blob{data: data})
+	return s.open(&blob{data: string(data)})
 }

@@ -84,13 +84,8 @@ func feedStdin(in *input, w *engine.WASI, over <-chan struct{}) (func(), error) 
 		w.StdinFile = fdPath(in.file)
 		return nothing, nil
 	}
-	if r, ok := in.source.(inMemory); ok {
-		// Read apart, for the same reason.
-		data := make([]byte, r.Len())
-		if _, err := r.ReadAt(data, r.Size()-int64(len(data))); err != nil && len(data) > 0 {
-			return nil, fault.Wrap(err, fault.Internal, "", "cannot read the run's input")
-		}
-		w.StdinData = data
+	if in.source == nil {
+		w.StdinData = in.buf // copied
 		return nothing, nil
 	}
 	if f, ok := in.source.(*os.File); ok && f.Fd() == 0 {
@@ -115,13 +110,6 @@ func feedStdin(in *input, w *engine.WASI, over <-chan struct{}) (func(), error) 
 		closeWriter()
 	}()
 	return func() { _ = r.Close() }, nil
-}
-
-// inMemory is what bytes.Reader and strings.Reader have in common.
-type inMemory interface {
-	io.ReaderAt
-	Len() int
-	Size() int64
 }
 
 func isTerminal(w io.Writer, fd uintptr) bool {

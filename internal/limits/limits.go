@@ -113,6 +113,10 @@ const (
 	// MinContainerMemory is the least container memory limit that can hold the
 	// host at all.
 	MinContainerMemory = 12 * MiB
+	// KeptMemories is how many memories of runs that ended a serving host keeps
+	// for others, KeptMemoryBytes how many bytes of them.
+	KeptMemories    = 64
+	KeptMemoryBytes = 16 * MiB
 	// GuestStackBytes bounds the guest's call stack.
 	GuestStackBytes = 1 * MiB
 	// TableElements bounds the elements of one table.
