@@ -36,7 +36,7 @@ OLDTOOL  := github.com/containerd/containerd/v2/cmd/containerd
 MODULES  := $(patsubst %/go.mod,%,$(filter-out tools/%,$(wildcard sdk/*/go.mod agents/*/go.mod)))
 UNIT     = $$(go list ./... | grep -v '^$(MODULE)/integration')
 # Packages with goroutines of their own.
-RACE     := ./aot/... ./bundle/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/...
+RACE     := ./aot/... ./bundle/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/... ./host/...
 FUZZTIME ?= 10s
 RUNTESTS := go run ./scripts/runtests -skips scripts/skips.txt --
 
@@ -56,7 +56,7 @@ demo: build tools ## [root] the main job on real parts, as a transcript (minutes
 build: deps ## our programs, into bin/
 	@[ -e bin/mentat-host ] || echo "building MentatLab (the first time this fetches and compiles its libraries)"
 	@CGO_ENABLED=0 $(GOBUILD) -ldflags '$(STAMP)' -o bin/ $(PROGRAMS:%=./cmd/%)
-	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/mentat-host ./cmd/mentat-host
+	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/ ./cmd/mentat-host ./cmd/mentat-host-net
 
 .PHONY: tools
 tools: $(TOOLS:%=bin/tools/%) bin/tools/runc ## containerd, ctr, runc and registry, pinned, into bin/tools/

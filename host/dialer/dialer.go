@@ -266,11 +266,15 @@ func (d *Dialer) Transport(roots *x509.CertPool, conns int) *http.Transport {
 	}
 }
 
-// Roots reads the trusted certificate authorities; an empty name gives nil,
-// which stands for the system's.
+// Roots reads the trusted certificate authorities; an empty name gives the
+// system's. They are read now: a host that has locked itself cannot any more.
 func Roots(file string) (*x509.CertPool, error) {
 	if file == "" {
-		return nil, nil
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, fault.Wrap(err, fault.PolicyInvalid, "", "cannot read the system's certificate authorities")
+		}
+		return pool, nil
 	}
 	data, err := limits.ReadFile(file, limits.CAFileBytes)
 	if err != nil {

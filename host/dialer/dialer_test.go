@@ -394,8 +394,8 @@ func TestProxiesOfTheEnvironmentAreIgnored(t *testing.T) {
 	}
 }
 
-func TestRootsAreTheFilesOrNothing(t *testing.T) {
-	if pool, err := Roots(""); pool != nil || err != nil {
+func TestRootsAreTheFilesOrTheSystems(t *testing.T) {
+	if pool, err := Roots(""); pool == nil || err != nil {
 		t.Errorf("%v, %v", pool, err)
 	}
 	empty := filepath.Join(t.TempDir(), "empty")
