@@ -92,15 +92,19 @@ const (
 )
 
 func (s *Source) read(f spoolFile, p *position, most int, taken Taken, b *Batch) error {
-	spoil := func(format string, args ...any) {
-		p.bad = true
-		b.Anomalies = append(b.Anomalies, fmt.Sprintf("%s: ", f.name())+fmt.Sprintf(format, args...))
-	}
 	file, err := openRegular(filepath.Join(s.dir, f.name()))
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	return p.read(file, f, most, taken, b)
+}
+
+func (p *position) read(file io.ReaderAt, f spoolFile, most int, taken Taken, b *Batch) error {
+	spoil := func(format string, args ...any) {
+		p.bad = true
+		b.Anomalies = append(b.Anomalies, fmt.Sprintf("%s: ", f.name())+fmt.Sprintf(format, args...))
+	}
 	if f.size < p.offset {
 		spoil("it became shorter, from %d to %d bytes", p.offset, f.size)
 		return nil
@@ -121,12 +125,12 @@ func (s *Source) read(f spoolFile, p *position, most int, taken Taken, b *Batch)
 				break
 			}
 			if p.id == "" {
-				if !s.header(line, p, taken, b) {
+				if !p.header(line, taken, b) {
 					spoil("it does not begin as files of records do")
 					return nil
 				}
 			} else {
-				s.line(line, p, taken, b)
+				p.line(line, taken, b)
 			}
 			p.offset += int64(len(line) + 1)
 			rest = after
@@ -142,7 +146,7 @@ func (s *Source) read(f spoolFile, p *position, most int, taken Taken, b *Batch)
 	return nil
 }
 
-func (s *Source) header(line []byte, p *position, taken Taken, b *Batch) bool {
+func (p *position) header(line []byte, taken Taken, b *Batch) bool {
 	var h header
 	if len(line) > limits.AuditLineBytes || json.Unmarshal(line, &h) != nil || h.Spool != spoolVersion || h.ID == "" || len(h.ID) > 64 {
 		return false
@@ -169,7 +173,7 @@ func (s *Source) header(line []byte, p *position, taken Taken, b *Batch) bool {
 
 // line takes a line unless it was taken before. What is torn is none: its writer
 // was killed, and nobody was told that it was written.
-func (s *Source) line(line []byte, p *position, taken Taken, b *Batch) {
+func (p *position) line(line []byte, taken Taken, b *Batch) {
 	if len(line) == 0 {
 		return
 	}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -462,24 +463,26 @@ func FuzzSource(f *testing.F) {
 	f.Add([]byte(`{"spool":1,"id":"a","dropped":[{"id":"b","lines":3}]}`+"\n"+`{"n":1}`+"\n{torn"), int64(1))
 	f.Add([]byte("{}\n\n\n"), int64(3))
 	f.Fuzz(func(t *testing.T, data []byte, known int64) {
-		dir := t.TempDir()
-		put(t, dir, "00000001.jsonl", string(data))
 		taken := func(string) (int64, bool) { return known, known > 0 }
-		source := NewSource(dir)
-		b, err := source.Next(1<<20, taken)
-		if err != nil {
+		file := spoolFile{number: 1, size: int64(len(data))}
+		var p position
+		var b, again Batch
+		if err := p.read(bytes.NewReader(data), file, 1<<20, taken, &b); err != nil {
 			t.Fatal(err)
 		}
 		for _, l := range b.Lines {
-			if len(l.Data) == 0 || len(l.Data) > limits.AuditLineBytes || l.Number <= known && known > 0 || strings.ContainsRune(string(l.Data), '\n') {
+			if len(l.Data) == 0 || len(l.Data) > limits.AuditLineBytes || l.Number <= known && known > 0 || bytes.ContainsRune(l.Data, '\n') {
 				t.Fatalf("%+v", l)
 			}
 		}
-		if again, err := source.Next(1<<20, taken); err != nil || len(again.Lines) > 0 {
+		if p.bad {
+			return
+		}
+		if err := p.read(bytes.NewReader(data), file, 1<<20, taken, &again); err != nil || len(again.Lines) > 0 || len(again.Lost) > 0 {
 			t.Fatalf("read twice: %+v, %v", again, err)
 		}
-		if empty, err := source.Trim(true); err != nil || !empty {
-			t.Fatalf("left over: %v, %v", empty, err)
+		if p.offset != file.size && p.drained != file.size {
+			t.Fatalf("read up to %d of %d bytes, and not to the end", p.offset, file.size)
 		}
 	})
 }
