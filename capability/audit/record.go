@@ -175,9 +175,8 @@ type Identity struct {
 	Reference string `json:"reference"`
 	Manifest  string `json:"manifest"`
 	Module    string `json:"module"`
-	// Bundle is the container's bundle: where [KeyFile] no longer holds Key, the
-	// run is over.
-	Bundle  string `json:"bundle"`
+	// Mark is a file that holds Key until the container is gone.
+	Mark    string `json:"mark"`
 	Created Time   `json:"created"`
 }
 
