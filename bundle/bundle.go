@@ -118,8 +118,17 @@ type Result struct {
 }
 
 // Prepare makes one bundle ready. The context carries containerd's namespace.
-// Every refusal is a fault with its reason.
+// Every refusal is a fault with its reason, and is recorded.
 func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
+	note := p.note(ctx, req)
+	result, err := p.prepare(ctx, req, note)
+	if err != nil {
+		note.refused(err)
+	}
+	return result, err
+}
+
+func (p *Preparer) prepare(ctx context.Context, req Request, note *note) (*Result, error) {
 	// Policy, trust stores and lists are read while containerd answers.
 	open := sync.OnceValues(func() (*verifier.Verifier, error) { return p.openVerifier(ctx) })
 	go open()    //nolint:errcheck // the call below returns the same
@@ -134,6 +143,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		return nil, unreachable(err, req.ID, "cannot find the container in containerd")
 	}
 	c.Image = p.name(ctx, c)
+	note.image = c.Image
 	candidates, index, findErr := p.find(ctx, c, spec.Spec)
 	v, err := open()
 	if err = cmp.Or(err, findErr); err != nil {
@@ -143,6 +153,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	var verdict *verifier.Verdict
 	for _, a := range slices.Backward(candidates) {
 		verdict = v.Verify(ctx, verifier.Input{Reference: c.Image, Artifact: a, Index: index})
+		note.judged(a, verdict)
 		p.Log.Info("gate", "container", req.ID, "image", c.Image, "verdict", verdict.Line())
 		if !verdict.Allowed {
 			return nil, verdict.Err
@@ -158,7 +169,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	}
 	result := &Result{Verdict: verdict}
 	if found == nil {
-		return result, spec.restore()
+		return note.container(result, spec)
 	}
 	if err := runnable(c.Image, found); err != nil {
 		return nil, err
@@ -167,7 +178,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		return nil, err
 	}
 	if found.Module == nil {
-		return result, spec.restore()
+		return note.container(result, spec)
 	}
 	if err := p.Node.Hold(ctx, req.ID, found.Digest); err != nil {
 		return nil, unreachable(err, req.ID, "cannot protect the agent's content from garbage collection")
@@ -186,6 +197,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		host: p.host, module: entry.Path,
 		grant: grant(capabilities, verdict, c.Image, found, spec.Spec),
 		node:  p.nodeOf(capabilities),
+		note:  note,
 	}
 	if err := run.apply(spec); err != nil {
 		return nil, err

@@ -67,6 +67,9 @@ type provision struct {
 	mounts  []specs.Mount
 	// files and dirs are the places in the private directory that mounts go onto.
 	files, dirs []string
+	// auditKey names the directory of the run's records, "" without one; auditMade
+	// is the same where this preparation made it.
+	auditKey, auditMade string
 }
 
 // provide adds to the document how capabilities are served, with paths as the
@@ -84,7 +87,10 @@ func (r *wasmRun) provide(spec *specs.Spec, doc *hostdoc.Document) error {
 			return err
 		}
 	}
-	return r.provideSecrets(spec, doc)
+	if err := r.provideSecrets(spec, doc); err != nil {
+		return err
+	}
+	return r.provideAudit(spec, doc)
 }
 
 func (p *provision) bindFile(source, destination string, options ...string) {
@@ -246,6 +252,11 @@ func (p *provision) write(dir string, o owners) error {
 	}
 	for _, name := range p.files {
 		if err := writeFile(filepath.Join(dir, name), nil, 0o444); err != nil {
+			return err
+		}
+	}
+	if p.auditKey != "" {
+		if err := writeFile(filepath.Join(dir, auditMark), []byte(p.auditKey), 0o444); err != nil {
 			return err
 		}
 	}

@@ -205,6 +205,7 @@ type wasmRun struct {
 	grant     capability.Grant
 	node      servingNode
 	provision provision
+	note      *note
 	// inputMount is what holds the input, nil without a file.
 	inputMount *specs.Mount
 }
@@ -212,13 +213,19 @@ type wasmRun struct {
 // apply writes the bundle's private directory and then, last, config.json.
 func (r *wasmRun) apply(spec *bundleSpec) error {
 	p, err := r.plan(spec.Spec)
+	if err == nil {
+		err = r.note.run(&r.grant)
+	}
+	if err == nil {
+		err = r.writePrivate(p)
+	}
+	if err == nil {
+		err = spec.replace(p.spec)
+	}
 	if err != nil {
-		return err
+		return errors.Join(err, r.dropAudit())
 	}
-	if err := r.writePrivate(p); err != nil {
-		return err
-	}
-	return spec.replace(p.spec)
+	return nil
 }
 
 // plan is what apply writes: everything is decided before anything is written.

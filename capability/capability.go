@@ -369,6 +369,10 @@ func (g *Grant) operator(r *Request, j *judge) {
 	}
 	for _, m := range r.Given.Mounts {
 		at := path.Clean(m.Destination)
+		if g.holdsSecret(at) {
+			g.Withheld = append(g.Withheld, "withheld directory "+at+": it holds a secret that the host alone reads")
+			continue
+		}
 		if give("directory "+at, filesystem(accessOf(m), at)) {
 			g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: m.Source, Guest: at, ReadOnly: m.ReadOnly})
 		}

@@ -29,3 +29,26 @@ const (
 	SecretBytes    = 8 * KiB
 	ShortestSecret = 8
 )
+
+// Bounds on audit records.
+const (
+	// AuditLineBytes bounds one record.
+	AuditLineBytes = 16 * KiB
+	// AuditRunBytes bounds what one run's records may take until somebody collects
+	// them, AuditNodeBytes what those of all preparations may.
+	AuditRunBytes  = 256 * KiB
+	AuditNodeBytes = 16 * MiB
+	// AuditRuns bounds the runs of which records wait.
+	AuditRuns = 2048
+	// AuditWait is the longest that anybody waits for a record to be written.
+	AuditWait = 100 * time.Millisecond
+	// AuditBurst are the decisions of one host that each have a record of their
+	// own, AuditRate how many more may in a second. Beyond, equal ones share one
+	// that counts them.
+	AuditBurst = 1000
+	AuditRate  = 100
+	// AuditKeys bounds the different decisions that are counted at once.
+	AuditKeys = 256
+	// AuditText bounds a text in a record that comes from a guest.
+	AuditText = 1024
+)

@@ -437,7 +437,7 @@ func (a *app) pkiPolicyCmd() *cobra.Command {
 identities given. Beside it goes capabilities.yaml, with a rule for what --allow
 names. Edit them as needed; unknown keys are refused.`,
 		Example: `  mentatctl pki policy --scope 'registry.example.com/agents/**' --identity dev@example.com /etc/mentat
-  mentatctl pki policy --scope '*' --identity dev@example.com --allow network:https:api.example.com /etc/mentat
+  mentatctl pki policy --scope '*' --identity dev@example.com --allow env:LANG --allow llm:gpt-4o etc
   mentatctl verify --policy /etc/mentat/policy.yaml registry.example.com/agents/hello:0.1.0`,
 		Args: wantArgs(1, 1, "one directory"),
 		RunE: func(cmd *cobra.Command, args []string) error {
