@@ -204,6 +204,9 @@ type wasmRun struct {
 	netHost   string
 	module    string
 	grant     capability.Grant
+	node      servingNode
+	provision provision
+	note      *note
 	// inputMount is what holds the input, nil without a file.
 	inputMount *specs.Mount
 }
@@ -211,13 +214,19 @@ type wasmRun struct {
 // apply writes the bundle's private directory and then, last, config.json.
 func (r *wasmRun) apply(spec *bundleSpec) error {
 	p, err := r.plan(spec.Spec)
+	if err == nil {
+		err = r.note.run(&r.grant)
+	}
+	if err == nil {
+		err = r.writePrivate(p)
+	}
+	if err == nil {
+		err = spec.replace(p.spec)
+	}
 	if err != nil {
-		return err
+		return errors.Join(err, r.dropAudit())
 	}
-	if err := r.writePrivate(p); err != nil {
-		return err
-	}
-	return spec.replace(p.spec)
+	return nil
 }
 
 // plan is what apply writes: everything is decided before anything is written.
@@ -238,7 +247,7 @@ func (r *wasmRun) plan(spec *specs.Spec) (p plan, err error) {
 	if err != nil {
 		return p, err
 	}
-	if connects(doc) {
+	if doc.Connects() {
 		r.host = r.netHost
 		if _, err := os.Stat(r.host); err != nil {
 			return p, fault.Wrap(err, fault.NotFound, r.host, "the agent needs the host that can use a network, and it is not there").
@@ -277,6 +286,7 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 		Config:   r.grant.Config,
 		Grants:   r.grant.Grants,
 		Denials:  r.grant.Denials(),
+		Holes:    r.grant.Holes,
 		Limits: hostdoc.Limits{
 			MemoryBytes: memory,
 			InputBytes:  limits.InputBytes,
@@ -303,7 +313,10 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	if doc.Input, err = r.input(spec, doc.Args); err != nil {
 		return nil, err
 	}
-	return doc, r.serving(spec, doc)
+	if err := r.serving(spec, doc); err != nil {
+		return nil, err
+	}
+	return doc, r.provide(spec, doc)
 }
 
 // args are the container's arguments after the image's program, which is the
@@ -397,6 +410,7 @@ func (r *wasmRun) writePrivate(p plan) error {
 		place(hostdoc.HostPath),
 		place(hostdoc.ModulePath),
 		func() error { return r.inputPlace(dir) },
+		func() error { return r.provision.write(dir, o) },
 		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.Path)), p.document, 0o444) },
 	}
 	for _, step := range steps {

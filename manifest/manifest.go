@@ -103,6 +103,10 @@ func (s source) at(path string) string {
 	return strictyaml.Position(s.file, s.lines.Of(path))
 }
 
+// Where says where the value at path was written, as "file:line"; of a manifest
+// that came in an artifact it is the path itself.
+func (m *Manifest) Where(path string) string { return m.source.at(path) }
+
 // WASM are the settings of a WASM agent.
 type WASM struct {
 	Engine string  `yaml:"engine" json:"engine,omitempty"`

@@ -19,6 +19,9 @@ var guests = map[string][]byte{
 	"trap":    module(nil, []byte{0x00, 0x0b}),                               // process traps
 	"forever": module(nil, []byte{0x03, 0x40, 0x0c, 0x00, 0x0b, 0x00, 0x0b}), // process never returns
 	"alien":   module([]string{"wasi_nn", "load", "env", "fork"}, []byte{0x41, 0x00, 0x0b}),
+	"asks":    typed("request_capability", 4),
+	"media":   typed("download_media", 2),
+	"script":  append(typed("request_capability", 4), custom("[native code] Async-from-Sync Iterator QuickJS")...),
 	"native":  append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 64)...),
 	"short":   module(nil, []byte{0x41, 0x00, 0x0b})[:20],
 	"empty":   {},
@@ -52,6 +55,30 @@ func module(names []string, body []byte) []byte {
 	code := append([]byte{0}, body...)
 	m = append(m, section(10, append([]byte{1, byte(len(code))}, code...)...)...)
 	return m
+}
+
+// typed is a module whose process returns 0 and that imports a function of our
+// own, which takes that many integers and returns one.
+func typed(function string, params byte) []byte {
+	section := func(id byte, content ...byte) []byte {
+		return append([]byte{id, byte(len(content))}, content...)
+	}
+	name := func(s string) []byte { return append([]byte{byte(len(s))}, s...) }
+	types := []byte{2, 0x60, 0, 1, 0x7f, 0x60, params}
+	for range params {
+		types = append(types, 0x7f)
+	}
+	types = append(types, 1, 0x7f)
+	imports := slices.Concat([]byte{1}, name("mentat"), name(function), []byte{0, 1})
+	exports := slices.Concat([]byte{2}, name("memory"), []byte{2, 0}, name("process"), []byte{0, 1})
+	return slices.Concat([]byte("\x00asm\x01\x00\x00\x00"), section(1, types...), section(2, imports...), section(3, 1, 0),
+		section(5, 1, 0, 1), section(7, exports...), section(10, 1, 4, 0, 0x41, 0, 0x0b))
+}
+
+// custom is a section that says nothing to an engine.
+func custom(text string) []byte {
+	content := append([]byte{1, 'x'}, text...)
+	return append([]byte{0, byte(len(content))}, content...)
 }
 
 // writeModule is `wasm GUEST FILE`.

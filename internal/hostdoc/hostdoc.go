@@ -29,6 +29,8 @@ const (
 	// MediaDir is the node's media store, AuditDir takes this run's records.
 	MediaDir = Dir + "/media"
 	AuditDir = Dir + "/audit"
+	// ExtensionDir holds the programs of extensions, each under its name.
+	ExtensionDir = Dir + "/extension"
 )
 
 // Network modes.
@@ -81,6 +83,9 @@ type Document struct {
 	// it may not; both name the rule that decided.
 	Grants  []Grant  `json:"grants,omitempty"`
 	Denials []Denial `json:"denials,omitempty"`
+	// Holes are what denials cut out of the grants: a request that one of them
+	// covers is refused although a grant covers it, too.
+	Holes []Hole `json:"holes,omitempty"`
 	// Network, LLM, Media and Extensions say how the granted capabilities of
 	// their kinds are served; nil where there is none.
 	Network    *Network    `json:"network,omitempty"`
@@ -107,6 +112,12 @@ type Document struct {
 	LogFormat string `json:"logFormat"`
 	// Notices are lines to log before the run, e.g. what was withheld.
 	Notices []string `json:"notices,omitempty"`
+}
+
+// Connects tells whether the run needs the host that has a network: the lean one
+// neither opens nor takes a connection.
+func (d *Document) Connects() bool {
+	return d.Serve != nil || d.Network != nil || d.LLM != nil || d.Media != nil && d.Media.S3 != nil
 }
 
 // Agent says who runs, as far as it was verified.
@@ -148,12 +159,25 @@ type Grant struct {
 	Rule string `json:"rule,omitempty"`
 }
 
-// Denial is one capability that the manifest asks for and the agent may not use.
+// Denial is one capability that the manifest asks for and of which the agent may
+// use nothing, or no more than the grants say.
 type Denial struct {
 	Capability string `json:"capability"`
 	// Rule names what denied it, Reason says why in a sentence.
 	Rule   string `json:"rule"`
 	Reason string `json:"reason"`
+}
+
+// Hole is a denial that lies within a grant.
+type Hole struct {
+	// Capability is the canonical string of what is denied. One of a network
+	// without a port denies every port, and one of an address range denies every
+	// name that resolves into it.
+	Capability string `json:"capability"`
+	// Rule names the denial.
+	Rule string `json:"rule"`
+	// DryRun lets the request pass: it is only counted.
+	DryRun bool `json:"dryRun,omitempty"`
 }
 
 // Network says how network capabilities are served.
@@ -162,6 +186,8 @@ type Network struct {
 	// which reaches every public host. There is no [NetworkNone]: it is a nil
 	// Network.
 	Mode string `json:"mode"`
+	// FullRule names the rule that allowed [NetworkFull].
+	FullRule string `json:"fullRule,omitempty"`
 	// AllowPrivate are address ranges that are reachable although they are not
 	// public, as CIDR.
 	AllowPrivate []string `json:"allowPrivate,omitempty"`
@@ -201,6 +227,8 @@ type LLM struct {
 	// Tokens bounds the tokens of one run, prompt and completion together; 0 is
 	// no bound.
 	Tokens int64 `json:"tokens,omitempty"`
+	// CAFile is as that of [Network].
+	CAFile string `json:"caFile,omitempty"`
 }
 
 // LLMProvider is an endpoint of the OpenAI-compatible protocol.
@@ -235,6 +263,8 @@ type MediaS3 struct {
 	// AccessKey and SecretKey are keys of [Secrets].
 	AccessKey string `json:"accessKey"`
 	SecretKey string `json:"secretKey"`
+	// CAFile is as that of [Network].
+	CAFile string `json:"caFile,omitempty"`
 }
 
 // Extension is an out-of-process plugin that serves extension:NAME.

@@ -29,13 +29,14 @@ func full() *Document {
 		Config:   map[string]string{"k": "v", "a": "b"},
 		Grants:   []Grant{{Capability: "filesystem:read:/data", Rule: "r"}},
 		Denials:  []Denial{{Capability: "env:X", Rule: "r", Reason: "why"}},
+		Holes:    []Hole{{Capability: "network:https:b.example", Rule: "r", DryRun: true}},
 		Network: &Network{
-			Mode: NetworkRestricted, AllowPrivate: []string{"10.0.0.0/8"}, BlockedPorts: []int{22}, CAFile: CAPath,
+			Mode: NetworkRestricted, FullRule: "r", AllowPrivate: []string{"10.0.0.0/8"}, BlockedPorts: []int{22}, CAFile: CAPath,
 			Inject: []Injection{{Capability: "network:https:a.example", Header: "authorization", Query: "key", Prefix: "Bearer ", Secret: "s"}},
 			Limits: NetworkLimits{Concurrent: 1, RequestBytes: 2, ResponseBytes: 3, TimeoutMillis: 4},
 		},
-		LLM:         &LLM{Providers: []LLMProvider{{Name: "p", URL: "https://a.example/v1", Models: []string{"m*"}, Secret: "s"}}, Tokens: 1},
-		Media:       &Media{S3: &MediaS3{Endpoint: "https://s3.example", Region: "r", Bucket: "b", Prefix: "p", AccessKey: "a", SecretKey: "s"}, Given: []string{"media:sha256:0"}, ItemBytes: 1, TotalBytes: 2},
+		LLM:         &LLM{Providers: []LLMProvider{{Name: "p", URL: "https://a.example/v1", Models: []string{"m*"}, Secret: "s"}}, Tokens: 1, CAFile: CAPath},
+		Media:       &Media{S3: &MediaS3{Endpoint: "https://s3.example", Region: "r", Bucket: "b", Prefix: "p", AccessKey: "a", SecretKey: "s", CAFile: CAPath}, Given: []string{"media:sha256:0"}, ItemBytes: 1, TotalBytes: 2},
 		Extensions:  []Extension{{Name: "x", Command: []string{"/x"}}},
 		SecretsFile: SecretsPath,
 		Framing:     FramingNDJSON,
@@ -188,4 +189,22 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("accepted %q is written as %q, %v", data, again, err)
 		}
 	})
+}
+
+func TestWhatReachesANetworkNeedsTheOtherHost(t *testing.T) {
+	for name, doc := range map[string]Document{
+		"nothing":               {},
+		"media in a directory":  {Media: &Media{Dir: "/m"}},
+		"network":               {Network: &Network{}},
+		"a language model":      {LLM: &LLM{}},
+		"media in a bucket":     {Media: &Media{S3: &MediaS3{}}},
+		"serving":               {Serve: &Serve{}},
+		"an extension":          {Extensions: []Extension{{Name: "x"}}},
+		"framing of the output": {Framing: FramingNDJSON},
+	} {
+		want := strings.Contains("network a language model media in a bucket serving", name)
+		if got := doc.Connects(); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }

@@ -182,6 +182,53 @@ const (
 	ServeNotice       = 2 * time.Second
 )
 
+// Limits of what the host does on a guest's behalf.
+const (
+	// URLBytes bounds a URL.
+	URLBytes = 8 * KiB
+	// HTTPHeaders bounds the header lines of a request, HTTPHeaderBytes the
+	// headers of a request or an answer together.
+	HTTPHeaders     = 128
+	HTTPHeaderBytes = 64 * KiB
+	// Redirects bounds the redirects of one request.
+	Redirects = 5
+	// QueuedCalls bounds the calls of one kind that run or wait in a process.
+	QueuedCalls = 256
+	// DialTime bounds making one connection, TLSHandshakeTime its handshake.
+	DialTime         = 10 * time.Second
+	TLSHandshakeTime = 10 * time.Second
+	// IdleConnectionTime is how long an unused connection is kept.
+	IdleConnectionTime = 60 * time.Second
+	// LLMConcurrent bounds the chats of one process at once.
+	LLMConcurrent = 16
+	// LLMRequestBytes bounds a chat's request, LLMEventBytes one event of its
+	// answer, LLMAnswerBytes the answer.
+	LLMRequestBytes = 16 * MiB
+	LLMEventBytes   = 1 * MiB
+	LLMAnswerBytes  = 64 * MiB
+	// LLMIdleTime is how long a model may say nothing.
+	LLMIdleTime = 5 * time.Minute
+	// MediaConnections bounds the connections to a media storage,
+	// MediaResponseTime how long it may take to begin an answer.
+	MediaConnections  = 16
+	MediaResponseTime = 30 * time.Second
+	// ExtensionConcurrent bounds the calls of one extension at once.
+	ExtensionConcurrent = 16
+	// ExtensionRequestBytes bounds the body of a call, ExtensionLineBytes a message
+	// of the extension, ExtensionUnreadBytes what of one answer may wait to be read.
+	ExtensionRequestBytes = 4 * MiB
+	ExtensionLineBytes    = 1 * MiB
+	ExtensionUnreadBytes  = 4 * MiB
+	// ExtensionStartTime is how long an extension may take to say hello,
+	// ExtensionIdleTime how long a call may wait for a message of it, and
+	// ExtensionStopTime how long it may take to end.
+	ExtensionStartTime = 10 * time.Second
+	ExtensionIdleTime  = 60 * time.Second
+	ExtensionStopTime  = 2 * time.Second
+	// SecretsBytes bounds the host's file of secrets.
+	SecretsBytes = 1 * MiB
+)
+
 const (
 	// VerifierBudget is how long the pull gate may take; containerd kills it
 	// after ten seconds.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/mentatlab/mentat/host"
@@ -41,6 +43,7 @@ func run(ctx context.Context, doc *hostdoc.Document, o host.Options, log host.Lo
 	if err != nil {
 		return err
 	}
+	busy(doc)
 	m := serve.NewMetrics(doc)
 	if o.Metrics == nil {
 		o.Metrics = metrics.New()
@@ -59,6 +62,15 @@ func run(ctx context.Context, doc *hostdoc.Document, o host.Options, log host.Lo
 	}
 	log.Info(fmt.Sprintf("serving on %s: %d requests at once, %d waiting, %d MiB each", l.Addr(), doc.Serve.Concurrent, doc.Serve.Queue, doc.Limits.MemoryBytes/limits.MiB))
 	return s.Serve(ctx, l)
+}
+
+// busy takes back what keeps a host small that runs one guest: a server may use
+// every processor that the container has, and collects garbage when there is
+// some, but never grows beyond its own share of the memory.
+func busy(doc *hostdoc.Document) {
+	runtime.SetDefaultGOMAXPROCS()
+	debug.SetGCPercent(100)
+	debug.SetMemoryLimit(2*doc.Serve.BufferBytes + int64(doc.Serve.Concurrent)*limits.ServeShare + limits.MinServeHost/2)
 }
 
 // listen opens the socket, or takes the one that is there.

@@ -43,16 +43,12 @@ const loopback = "127.0.0.1"
 // serve runs the host as a server until it is told to end. The socket is opened
 // here, so that what is wrong with the address is this command's failure, and
 // its port is known.
-func (a *app) serve(ctx context.Context, lean string, doc *hostdoc.Document, m *manifest.Manifest, o *runOptions, args []string) error {
+func (a *app) serve(ctx context.Context, host string, doc *hostdoc.Document, secrets hostdoc.Secrets, m *manifest.Manifest, o *runOptions, args []string) error {
 	switch {
 	case o.input != "":
 		return fault.New(fault.Usage, "--input", "a served agent takes its input from its requests").WithHint("--serve=false runs it once")
 	case len(args) > 0 && doc.Entry != hostdoc.EntryCommand:
 		return fault.New(fault.Usage, args[0], "a served agent takes its input from its requests, not from arguments").WithHint("--serve=false runs it once")
-	}
-	host, err := netHost(lean)
-	if err != nil {
-		return err
 	}
 	doc.Serve = m.Served(loopback)
 	if o.serve.listen != "" {
@@ -76,7 +72,7 @@ func (a *app) serve(ctx context.Context, lean string, doc *hostdoc.Document, m *
 		doc.Limits.DeadlineMillis = millis(limits.DefaultServeDeadline)
 	}
 	a.announce(doc.Agent.ID, addr)
-	return a.exec(ctx, host, doc, socket)
+	return a.exec(ctx, host, doc, secrets, socket)
 }
 
 // firstExtraFile is the descriptor under which a child has the first of

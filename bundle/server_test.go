@@ -65,8 +65,6 @@ func TestATemporaryDirectoryIsEachRequestsOwn(t *testing.T) {
 		if served {
 			mode = "\nmode: serve\n"
 		}
-		w.config.Host.NetBinary = filepath.Join(w.etc, "the-net-host")
-		w.file("the-net-host", nil)
 		w.create(ref, w.sign(w.agent(mode+extra)))
 		w.write(plain())
 		w.runs(true)
@@ -112,7 +110,7 @@ func TestWithoutTheOtherHostAServedAgentIsRefused(t *testing.T) {
 
 func TestTheOtherHostLiesBesideTheFirst(t *testing.T) {
 	w := developer(t)
-	w.config.Host.Binary = "/opt/mentat/mentat-host"
+	w.config.Host.Binary, w.config.Host.NetBinary = "/opt/mentat/mentat-host", ""
 	if got := w.preparer().netHost; got != "/opt/mentat/mentat-host-net" {
 		t.Errorf("%s", got)
 	}
@@ -208,23 +206,5 @@ func TestLimitsThatCannotHoldAServerAreRefused(t *testing.T) {
 	w.runs(true)
 	if got := w.spec().Process.Rlimits[0].Hard; got != 200 {
 		t.Errorf("%d files", got)
-	}
-}
-
-func TestWhatReachesANetworkNeedsTheOtherHost(t *testing.T) {
-	for name, doc := range map[string]hostdoc.Document{
-		"nothing":               {},
-		"media in a directory":  {Media: &hostdoc.Media{Dir: "/m"}},
-		"network":               {Network: &hostdoc.Network{}},
-		"a language model":      {LLM: &hostdoc.LLM{}},
-		"media in a bucket":     {Media: &hostdoc.Media{S3: &hostdoc.MediaS3{}}},
-		"serving":               {Serve: &hostdoc.Serve{}},
-		"an extension":          {Extensions: []hostdoc.Extension{{Name: "x"}}},
-		"framing of the output": {Framing: hostdoc.FramingNDJSON},
-	} {
-		want := strings.Contains("network a language model media in a bucket serving", name)
-		if got := connects(&doc); got != want {
-			t.Errorf("%s: %v", name, got)
-		}
 	}
 }

@@ -132,9 +132,3 @@ func files(doc *hostdoc.Document) uint64 {
 }
 
 const filesPerInstance = 4
-
-// connects tells whether the host needs a network, which the lean one does not
-// have.
-func connects(doc *hostdoc.Document) bool {
-	return doc.Serve != nil || doc.Network != nil || doc.LLM != nil || doc.Media != nil && doc.Media.S3 != nil
-}
