@@ -162,6 +162,7 @@ const (
 	MinServeHost = 24 * MiB
 )
 
+// Times of serving.
 const (
 	// DefaultServeDeadline bounds a request's run when the manifest does not.
 	DefaultServeDeadline = 5 * time.Minute
