@@ -43,9 +43,9 @@ func (c *compiler) wasm(ctx context.Context, name string, flags ...string) ([]by
 }
 
 // native compiles a program for this machine and returns its path.
-func (c *compiler) native(ctx context.Context, name string) (string, error) {
+func (c *compiler) native(ctx context.Context, name string, flags ...string) (string, error) {
 	out := filepath.Join(c.dir, name)
-	return out, c.compile(ctx, name, out, nil)
+	return out, c.compile(ctx, name, out, flags)
 }
 
 func (c *compiler) compile(ctx context.Context, name, out string, flags []string) error {

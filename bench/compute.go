@@ -52,11 +52,24 @@ func measureCompute(ctx context.Context, m *machine, pairs int) ([]Result, error
 		}
 		results = append(results, r)
 	}
-	r, err := compareFiles(ctx, h, c, pairs)
-	if err != nil {
-		return results, err
+	for _, f := range []struct {
+		title, block string
+		goal         float64
+	}{
+		{"files: 64 read, changed, written", "1048576", 1.2},
+		{"files: the same in blocks of 64 KiB", "65536", 0},
+	} {
+		r, err := compareFiles(ctx, h, c, pairs, "-DBLOCK="+f.block)
+		if err != nil {
+			return results, err
+		}
+		r.Name = f.title + ", wall time"
+		if f.goal > 0 {
+			r = r.goal(ratio, f.goal)
+		}
+		results = append(results, r)
 	}
-	return append(results, r), nil
+	return results, nil
 }
 
 func compareCompute(ctx context.Context, h *hostProgram, c *compiler, name string, runs int, flags []string) (Result, error) {
@@ -78,12 +91,12 @@ func compareCompute(ctx context.Context, h *hostProgram, c *compiler, name strin
 }
 
 // compareFiles is the I/O-bound one: wall time, for waiting counts.
-func compareFiles(ctx context.Context, h *hostProgram, c *compiler, runs int) (Result, error) {
-	native, err := c.native(ctx, "files")
+func compareFiles(ctx context.Context, h *hostProgram, c *compiler, runs int, block string) (Result, error) {
+	native, err := c.native(ctx, "files", block)
 	if err != nil {
 		return Result{}, err
 	}
-	module, err := c.wasm(ctx, "files")
+	module, err := c.wasm(ctx, "files", block)
 	if err != nil {
 		return Result{}, err
 	}
@@ -97,15 +110,13 @@ func compareFiles(ctx context.Context, h *hostProgram, c *compiler, runs int) (R
 	if err != nil {
 		return Result{}, err
 	}
-	r, err := compare(runs, wallTime,
+	return compare(runs, wallTime,
 		func() *exec.Cmd { return exec.CommandContext(ctx, h.program, "run", "--document", doc) },
 		func() *exec.Cmd {
 			cmd := exec.CommandContext(ctx, native)
 			cmd.Dir = dir
 			return cmd
 		})
-	r.Name = "files: 64 read, changed, written, wall time"
-	return r.goal(ratio, 1.2), err
 }
 
 // makeFiles makes 64 files of 1 MiB of letters, and a place for what becomes of

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mentatlab/mentat/integration/node"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 )
@@ -41,10 +42,12 @@ var requestBody = strings.Repeat("the words of a request ", 45)
 // measureServe compares a served agent, in C, with a plain handler of Go's that
 // does the same work, over loopback on connections that stay open.
 func measureServe(ctx context.Context, m *machine, pairs int) (_ []Result, err error) {
-	h, err := newHost(m, "serve", "mentat-host-net")
+	h, err := newHost(m, "serve", "mentat-host")
 	if err != nil {
 		return nil, err
 	}
+	bin, _ := node.Binaries()
+	program := filepath.Join(bin, "mentat-host-net")
 	c, err := newCompiler(h.dir)
 	if err != nil {
 		return nil, err
@@ -64,7 +67,7 @@ func measureServe(ctx context.Context, m *machine, pairs int) (_ []Result, err e
 	if err != nil {
 		return nil, err
 	}
-	ours, err := startServer(h.program, "run", "--document", doc)
+	ours, err := startServer(program, "run", "--document", doc)
 	if err != nil {
 		return nil, err
 	}

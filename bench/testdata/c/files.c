@@ -4,7 +4,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FILES = 64, BLOCK = 256 << 10 };
+#ifndef BLOCK
+#define BLOCK (1 << 20) // a file whole
+#endif
+enum { FILES = 64 };
 static uint8_t block[BLOCK];
 
 #ifdef __wasm__
