@@ -165,17 +165,16 @@ func (p *Program) serve() (err error) {
 // localBackends serve what the document alone says, where something is granted.
 func (p *Program) localBackends() map[string]backend.Backend {
 	local := map[string]backend.Backend{}
-	for _, g := range p.authority.grants {
-		switch {
-		case local[g.Kind] != nil:
-		case g.Kind == manifest.KindEnv:
-			local[g.Kind] = env.New(p.doc.Env)
-		case g.Kind == manifest.KindFilesystem:
+	for _, kind := range p.authority.kinds {
+		switch kind {
+		case manifest.KindEnv:
+			local[kind] = env.New(p.doc.Env)
+		case manifest.KindFilesystem:
 			dirs := make([]filesystem.Dir, len(p.dirs))
 			for i, pre := range p.doc.Preopens {
 				dirs[i] = filesystem.Dir{Guest: path.Clean(pre.Guest), ReadOnly: pre.ReadOnly, File: p.dirs[i]}
 			}
-			local[g.Kind] = filesystem.New(dirs)
+			local[kind] = filesystem.New(dirs)
 		}
 	}
 	return local
