@@ -81,6 +81,10 @@ bin/tools/versitygw: tools/s3/go.mod tools/s3/go.sum | deps
 	@cd tools/s3 && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ github.com/versity/versitygw/cmd/versitygw
 	@touch $@
 
+.PHONY: chatserver
+chatserver:
+	@scripts/llm.sh
+
 .PHONY: deps
 deps: ## [root, if something is missing] what Debian 12 lacks to build; says so when nobody is root
 	@scripts/deps.sh
@@ -88,7 +92,7 @@ deps: ## [root, if something is missing] what Debian 12 lacks to build; says so 
 ##@ Check
 
 .PHONY: test
-test: check cross build tools bin/tools/containerd-old bin/tools/versitygw ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+test: check cross build tools bin/tools/containerd-old bin/tools/versitygw chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
 	@scripts/deps.sh bench
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
@@ -97,11 +101,11 @@ test: check cross build tools bin/tools/containerd-old bin/tools/versitygw ## [r
 		-- -count=1 -timeout 30m ./integration/...
 
 .PHONY: unit
-unit: bin/tools/versitygw ## the main module's tests that need no root and no network
+unit: bin/tools/versitygw chatserver ## the main module's tests that need no root and no network
 	@$(RUNTESTS) $(UNIT)
 
 .PHONY: race
-race: bin/tools/versitygw ## the same with the race detector, where there are goroutines
+race: bin/tools/versitygw chatserver ## the same with the race detector, where there are goroutines
 	@$(RUNTESTS) -race $(RACE)
 
 .PHONY: integration

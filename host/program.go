@@ -176,13 +176,12 @@ func MemoryInUse() int64 { return engine.MemoryInUse() }
 // localBackends serve what the document alone says, where something is granted.
 func (p *Program) localBackends() map[string]backend.Backend {
 	local := map[string]backend.Backend{}
-	for _, g := range p.authority.grants {
-		switch {
-		case local[g.Kind] != nil:
-		case g.Kind == manifest.KindEnv:
-			local[g.Kind] = env.New(p.doc.Env)
-		case g.Kind == manifest.KindFilesystem:
-			local[g.Kind] = filesystem.New(p.filesOf(p.dirs))
+	for _, kind := range p.authority.kinds {
+		switch kind {
+		case manifest.KindEnv:
+			local[kind] = env.New(p.doc.Env)
+		case manifest.KindFilesystem:
+			local[kind] = filesystem.New(p.filesOf(p.dirs))
 		}
 	}
 	return local

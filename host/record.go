@@ -1,6 +1,7 @@
 package host
 
 import (
+	"sync"
 	"time"
 
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -70,6 +71,8 @@ func (s *session) execution(began time.Time, exit hostdoc.Exit, back bool) Execu
 		return e
 	}
 	t := &s.tally
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	e.Requested, e.Checks, e.Grants, e.Denials, e.Violations = t.requested, t.checks, t.grants, t.denials, t.violations
 	e.Instantiated = s.instantiated
 	e.MemoryBytes, e.InputBytes, e.OutputBytes = s.memory, s.in.total, s.p.doc.Limits.OutputBytes-s.out.left
@@ -78,6 +81,7 @@ func (s *session) execution(began time.Time, exit hostdoc.Exit, back bool) Execu
 
 // tally counts for [Execution].
 type tally struct {
+	mu                      sync.Mutex // answers are judged as they arrive
 	requested               []string
 	seen                    map[string]bool
 	checks, grants, denials int
@@ -85,6 +89,8 @@ type tally struct {
 }
 
 func (t *tally) decide(capability string, allowed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.checks++
 	if allowed {
 		t.grants++

@@ -9,7 +9,9 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -162,11 +164,11 @@ func (c *call) judge(resp *http.Response) *backend.Refusal {
 		refusal.Reason = "the provider does not answer with a stream of events"
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		// The provider's text may show a part of the key.
-		refusal.Reason = "the provider refuses the node's credentials"
+		refusal.Reason = refusesKey
 	case status == http.StatusNotFound:
 		refusal.Code, refusal.Reason = backend.NotFound, "the provider has no model "+c.model
 	case status == http.StatusTooManyRequests:
-		refusal.Code, refusal.Reason = backend.Limit, "the provider takes no more requests for now"
+		refusal.Code, refusal.Reason = backend.Limit, tooOften
 	case status == http.StatusBadRequest, status == http.StatusRequestEntityTooLarge, status == http.StatusUnprocessableEntity:
 		refusal.Code, refusal.Reason = backend.Invalid, "the provider does not accept the request"
 		if text := problem(resp.Body); text != "" {
@@ -192,15 +194,45 @@ func problem(body io.Reader) string {
 
 // problemText is the message of an error, an object or a text.
 func problemText(e jsontext.Value) string {
+	text, _ := problemOf(e)
+	return text
+}
+
+// problemOf is the message of an error and what kind it is, by type and code.
+func problemOf(e jsontext.Value) (text, kind string) {
 	var detail struct {
-		Message string `json:"message"`
+		Message string         `json:"message"`
+		Type    jsontext.Value `json:"type"`
+		Code    jsontext.Value `json:"code"`
 	}
 	if len(e) == 0 || jsonv2.Unmarshal(e, &detail) != nil && jsonv2.Unmarshal(e, &detail.Message) != nil {
-		return ""
+		return "", ""
 	}
 	const most = 400
 	runes := []rune(fault.OneLine(detail.Message))
-	return string(runes[:min(len(runes), most)])
+	return string(runes[:min(len(runes), most)]), string(detail.Type) + " " + string(detail.Code)
+}
+
+const (
+	refusesKey = "the provider refuses the node's credentials"
+	tooOften   = "the provider takes no more requests for now"
+)
+
+// brokenOff is an error that came within the stream.
+func (c *call) brokenOff(e jsontext.Value) *backend.Refusal {
+	text, kind := problemOf(e)
+	refusal := &backend.Refusal{Code: backend.Unavailable, Rule: "provider " + c.p.name, Reason: "the provider broke the answer off: " + text}
+	has := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(strings.ToLower(kind+" "+text), w) })
+	}
+	switch {
+	case has("api key", "api_key", "authentication", "unauthorized", "permission"):
+		// The text may show a part of the key.
+		refusal.Reason = refusesKey
+	case has("rate_limit", "rate limit", "too many requests"):
+		refusal.Code, refusal.Reason = backend.Limit, tooOften
+	}
+	return refusal
 }
 
 // maxRetryAfter bounds what is believed of a provider's wish to be left alone.

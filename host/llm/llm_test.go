@@ -327,6 +327,8 @@ func TestStreamsThatAreNoneAreRefused(t *testing.T) {
 		"a wrong type":    {`data: {"choices":[{"delta":{"content":7}}]}` + "\n\n", backend.Unavailable, "none of the protocol"},
 		"a key twice":     {`data: {"choices":[],"choices":[]}` + "\n\n", backend.Unavailable, "none of the protocol"},
 		"an error inside": {event("x") + `data: {"error":{"message":"the model fell over","code":500}}` + "\n\n", backend.Unavailable, "the model fell over"},
+		"no more inside":  {`data: {"error":{"message":"x","type":"rate_limit_error"}}` + "\n\n", backend.Limit, "no more requests"},
+		"a key inside":    {`data: {"error":{"message":"Incorrect API key provided: sk-CA***x/y","code":"invalid_api_key"}}` + "\n\n", backend.Unavailable, "the node's credentials"},
 		"a long line":     {"data: " + long + "\n\n", backend.Limit, "more than may be"},
 		"a long event":    {"data: " + long[:len(long)/2] + "\ndata: " + long[:len(long)/2] + "\n\n", backend.Limit, "more than may be"},
 	} {

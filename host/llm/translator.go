@@ -136,8 +136,8 @@ func (t *translator) take(data []byte) {
 		t.err = &backend.Refusal{Code: backend.Unavailable, Rule: "provider " + t.c.p.name, Reason: "the provider sends an event that is none of the protocol"}
 		return
 	}
-	if text := problemText(c.Error); text != "" {
-		t.err = &backend.Refusal{Code: backend.Unavailable, Rule: "provider " + t.c.p.name, Reason: "the provider broke the answer off: " + text}
+	if problemText(c.Error) != "" {
+		t.err = t.c.brokenOff(c.Error)
 		return
 	}
 	if c.Model != "" && t.pieces == 0 {
