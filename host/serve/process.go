@@ -3,6 +3,7 @@ package serve
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -15,12 +16,19 @@ import (
 // process runs the agent for one request.
 func (s *Server) process(a *answer, r *http.Request) {
 	began := time.Now()
-	reason := ""
-	defer func() { s.metrics.answered(a.code, reason, time.Since(began)) }()
-	in, p := s.admit(a, r)
-	defer in.drop()
 	ctx, cancel := s.context(r)
 	defer cancel(nil)
+	reason := ""
+	defer func() {
+		code := a.code
+		if errors.Is(context.Cause(ctx), output.ErrGone) {
+			// What was written then reached nobody, and no fault of ours is behind it.
+			code, reason = codeClientLeft, clientLeft
+		}
+		s.metrics.answered(code, reason, time.Since(began))
+	}()
+	in, p := s.admit(a, r)
+	defer in.drop()
 	if p == nil {
 		if err := s.admission.enter(ctx); err != nil {
 			p = s.refused(err)
@@ -39,6 +47,12 @@ func (s *Server) process(a *answer, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 }
+
+// How a request is counted whose client did not wait for the answer.
+const (
+	codeClientLeft = 499
+	clientLeft     = "client-left"
+)
 
 func reasonOf(exit hostdoc.Exit) string {
 	switch {

@@ -317,6 +317,9 @@ func TestAClientThatLeavesEndsItsRunAtOnce(t *testing.T) {
 				t.Fatal("the run goes on")
 			}
 			eventually(t, "nothing is left", func() bool { return len(v.admission.slots) == 0 && v.bodies.held.Load() == 0 })
+			// It is no answer of the server's that would alarm anybody.
+			const line = `mentatlab_http_requests_total{agent_id="org.example.served",code="499",reason="client-left"} 1`
+			eventually(t, "it is counted", func() bool { return strings.Contains(v.get(MetricsPath).body, line) })
 		})
 	}
 }
