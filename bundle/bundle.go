@@ -21,11 +21,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/mentatlab/mentat/aot"
-	"github.com/mentatlab/mentat/capability"
+	capolicy "github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
-	"github.com/mentatlab/mentat/manifest"
+	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
@@ -55,7 +55,8 @@ type Options struct {
 // holds for the next container.
 type Preparer struct {
 	Options
-	host string
+	// host runs agents, netHost those that are served or reach a network.
+	host, netHost string
 	// memory is nil where there is none.
 	memory *memory.Memory
 	ahead  atomic.Pointer[ahead]
@@ -80,7 +81,8 @@ func New(o Options) (*Preparer, error) {
 		}
 		host = filepath.Join(filepath.Dir(self), "mentat-host")
 	}
-	p := &Preparer{Options: o, host: host}
+	netHost := cmp.Or(o.Config.Host.NetBinary, filepath.Join(filepath.Dir(host), "mentat-host-net"))
+	p := &Preparer{Options: o, host: host, netHost: netHost}
 	if dir := o.Config.Verify.Memory; dir != "" {
 		var err error
 		if p.memory, err = memory.Open(dir); err != nil {
@@ -135,22 +137,35 @@ type Result struct {
 }
 
 // Prepare makes one bundle ready. The context carries containerd's namespace.
-// Every refusal is a fault with its reason.
+// Every refusal is a fault with its reason, and is recorded.
 func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
+	note := p.note(ctx, req)
+	result, err := p.prepare(ctx, req, note)
+	if err != nil {
+		note.refused(err)
+	}
+	return result, err
+}
+
+func (p *Preparer) prepare(ctx context.Context, req Request, note *note) (*Result, error) {
 	q := p.taken(req)
 	if q == nil {
 		var err error
-		if q, err = p.inquire(ctx, req.ID, req.Dir); err != nil {
+		q, err = p.inquire(ctx, req.ID, req.Dir)
+		note.image = q.container.Image
+		if err != nil {
 			return nil, err
 		}
 	}
 	var side sync.WaitGroup
 	defer side.Wait()
 	c, v, spec := q.container, q.verifier, q.spec
+	note.image = c.Image
 	found := q.candidates[0]
 	var verdict *verifier.Verdict
 	for _, a := range slices.Backward(q.candidates) {
 		verdict = p.verify(ctx, v, verifier.Input{Reference: c.Image, Artifact: a, Index: q.index})
+		note.judged(a, verdict)
 		p.Log.Info("gate", "container", req.ID, "image", c.Image, "verdict", verdict.Line())
 		if !verdict.Allowed {
 			return nil, verdict.Err
@@ -166,7 +181,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	}
 	result := &Result{Verdict: verdict}
 	if found == nil {
-		return result, spec.restore()
+		return note.container(result, spec)
 	}
 	if err := runnable(c.Image, found); err != nil {
 		return nil, err
@@ -175,7 +190,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		return nil, err
 	}
 	if found.Module == nil {
-		return result, spec.restore()
+		return note.container(result, spec)
 	}
 	held := begin(&side, func() (struct{}, error) {
 		if err := p.Node.Hold(ctx, req.ID, found.Digest); err != nil {
@@ -187,13 +202,19 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	capabilities, err := q.rules()
+	if err != nil {
+		return nil, err
+	}
 	run := wasmRun{
 		id: req.ID, dir: req.Dir, stdin: req.Stdin, closed: req.Closed,
 		reference: c.Image, artifact: found, verdict: verdict,
-		host: p.host, module: entry.Path,
-		grant: p.grant(v, verdict, found, spec.Spec),
+		host: p.host, netHost: p.netHost, module: entry.Path,
+		grant: grant(capabilities, verdict, c.Image, found, spec.Spec),
+		node:  p.nodeOf(capabilities),
+		note:  note,
 	}
-	if err := run.apply(spec, held); err != nil {
+	if err := run.apply(spec, held, &side); err != nil {
 		return nil, err
 	}
 	result.WASM, result.Compiled = true, !entry.Hit
@@ -211,23 +232,26 @@ type inquiry struct {
 	// candidates and index are what [Preparer.find] found.
 	candidates []*oci.Artifact
 	index      digest.Digest
+	// rules is the capability policy, which only agents depend on.
+	rules func() (*capolicy.Policy, error)
 }
 
-// inquire reads the bundle and the policy and asks containerd. What does not
+// inquire reads the bundle and the policies and asks containerd. What does not
 // depend on each other goes on at the same time: a start waits for all of it.
+// What was found before an error is returned with it.
 func (p *Preparer) inquire(ctx context.Context, id, dir string) (*inquiry, error) {
 	var all sync.WaitGroup
 	defer all.Wait()
 	open := begin(&all, func() (*verifier.Verifier, error) { return p.openVerifier(ctx) })
 	container := begin(&all, func() (Container, error) { return p.Node.Container(ctx, id) })
-	q := new(inquiry)
+	q := &inquiry{rules: begin(&all, func() (*capolicy.Policy, error) { return capolicy.Open(p.Config.Capability) })}
 	var err error
 	if q.spec, err = readSpec(dir); err != nil {
-		return nil, err
+		return q, err
 	}
 	c, err := container()
 	if err != nil {
-		return nil, unreachable(err, id, "cannot find the container in containerd")
+		return q, unreachable(err, id, "cannot find the container in containerd")
 	}
 	parent := begin(&all, func() (string, error) { return p.snapshotParent(ctx, c) })
 	q.container = c
@@ -236,7 +260,7 @@ func (p *Preparer) inquire(ctx context.Context, id, dir string) (*inquiry, error
 	q.candidates, q.index, findErr = p.find(ctx, q.container, q.spec.Spec, parent)
 	q.verifier, err = open()
 	if err = cmp.Or(err, findErr); err != nil {
-		return nil, err
+		return q, err
 	}
 	q.parent, err = parent()
 	return q, err
@@ -354,7 +378,7 @@ func (p *Preparer) name(ctx context.Context, c Container) string {
 	if c.Asked == "" || c.Digest == "" {
 		return c.Image
 	}
-	ref, ok := oci.ParseReference(c.Asked)
+	ref, ok := imageref.ParseReference(c.Asked)
 	if !ok {
 		return c.Image
 	}
@@ -513,23 +537,6 @@ func sameChain(parent string, chain digest.Digest, spec *specs.Spec) bool {
 	remapped.IDMap.GIDs = slices.SortedStableFunc(slices.Values(l.GIDMappings), byContainerID)
 	name, err := json.Marshal(remapped)
 	return err == nil && parent == digest.FromBytes(name).String()
-}
-
-// grant computes what the agent may do from its manifest, the node's policy
-// and what the container was given.
-func (p *Preparer) grant(v *verifier.Verifier, verdict *verifier.Verdict, a *oci.Artifact, spec *specs.Spec) capability.Grant {
-	var policy []manifest.Capability
-	if v.Policy() != nil {
-		policy = v.Policy().Grants(verdict.Trust)
-	}
-	g := capability.Effective(capability.Request{
-		Manifest: a.Agent,
-		Trust:    string(verdict.Trust),
-		Policy:   policy,
-		Given:    given(spec, a.Config, a.Agent),
-	})
-	g.Withheld = append(g.Withheld, foreign(spec)...)
-	return g
 }
 
 // unreachable wraps a containerd error; a cancelled call keeps that meaning.

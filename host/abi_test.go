@@ -376,7 +376,7 @@ func lastError(t *testing.T, edit func(*hostdoc.Document), code string, more ...
 func TestWhatIsNotGrantedIsDeniedWithTheLineThatAsksForIt(t *testing.T) {
 	data := `(data (i32.const 0) "network:https:*.openai.com")`
 	code, d := lastError(t, nil, `(call $request_capability (i32.const 0) (i32.const 26) (i32.const 0) (i32.const 0))`, data)
-	if code != codeDenied || d.Capability != "network:https:*.openai.com" || d.Rule == "" || !strings.Contains(d.Hint, `"- network:https:*.openai.com" under wasm.capabilities in manifest.yaml`) {
+	if code != codeDenied || d.Capability != "network:https:*.openai.com" || d.Rule == "" || !strings.Contains(d.Hint, "add to wasm.capabilities: - network:https:*.openai.com") {
 		t.Errorf("%d, %+v", code, d)
 	}
 	// A grant is not denied; without a backend nothing serves it.

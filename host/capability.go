@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/mentatlab/mentat/capability"
 	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -18,33 +20,23 @@ import (
 
 // authority is what the document grants and denies, parsed once.
 type authority struct {
-	grants  []manifest.Capability
-	rules   []string
-	denials []denial
-}
-
-type denial struct {
-	manifest.Capability
-	rule, reason string
+	set *capability.Set
+	// kinds are those of which something is granted.
+	kinds []string
 }
 
 // newAuthority reads the document's strings, which are the shim's or the
 // operator's.
 func newAuthority(doc *hostdoc.Document) (*authority, error) {
-	a := &authority{}
-	for _, g := range doc.Grants {
-		c, err := manifest.ParseCapability(g.Capability)
-		if err != nil {
-			return nil, fault.Wrap(err, fault.Internal, doc.Instance, "the host document's grants")
-		}
-		a.grants, a.rules = append(a.grants, c), append(a.rules, g.Rule)
+	set, err := capability.NewSet(doc)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, doc.Instance, "the host document's grants and denials")
 	}
-	for _, d := range doc.Denials {
-		c, err := manifest.ParseCapability(d.Capability)
-		if err != nil {
-			return nil, fault.Wrap(err, fault.Internal, doc.Instance, "the host document's denials")
+	a := &authority{set: set}
+	for _, g := range doc.Grants {
+		if kind, _, _ := strings.Cut(g.Capability, ":"); !slices.Contains(a.kinds, kind) {
+			a.kinds = append(a.kinds, kind)
 		}
-		a.denials = append(a.denials, denial{c, d.Rule, d.Reason})
 	}
 	return a, nil
 }
@@ -52,25 +44,15 @@ func newAuthority(doc *hostdoc.Document) (*authority, error) {
 // judge says whether the grants cover c and by which rule; if not, why and what
 // would help.
 func (a *authority) judge(c manifest.Capability) (rule string, refused *backend.Refusal) {
-	if manifest.Allowed(a.grants, c) {
-		// Of several that cover it together any will do.
-		at := slices.IndexFunc(a.grants, func(g manifest.Capability) bool { return g.Kind == c.Kind && (g.Allows(c) || overlaps(g, c)) })
-		return a.rules[max(at, 0)], nil
+	said := a.set.Request(c)
+	if said.Allowed {
+		return said.Rule, nil
 	}
-	for _, d := range a.denials {
-		if d.Allows(c) || c.Allows(d.Capability) {
-			return "", &backend.Refusal{Code: backend.Denied, Reason: d.reason, Rule: d.rule,
-				Hint: fmt.Sprintf("manifest.yaml asks for it already (%q); the rule %q decided: `mentatctl policy explain` tells more", d.Capability, d.rule)}
-		}
+	hint := said.Hint
+	if hint == "" {
+		hint = fmt.Sprintf("the rule %q decided: `mentatctl policy explain` tells more", said.Rule)
 	}
-	return "", &backend.Refusal{Code: backend.Denied, Reason: "the capability is not granted to this run", Rule: "manifest",
-		Hint: fmt.Sprintf("a line \"- %s\" under wasm.capabilities in manifest.yaml asks for it; the node's policy must allow it", c)}
-}
-
-// overlaps tells whether g covers a half of c that is for reading and writing.
-func overlaps(g, c manifest.Capability) bool {
-	c.Access = g.Access
-	return g.Allows(c)
+	return "", &backend.Refusal{Code: backend.Denied, Reason: said.Reason, Rule: said.Rule, Hint: hint}
 }
 
 // opened is a capability that the guest has opened.
@@ -108,7 +90,7 @@ func requestCapability(c *call) bool {
 		s.decided(text, "", false, refused.Rule, refused.Reason)
 		return c.refuses(text, refused)
 	}
-	serve := s.p.backends[want.Kind]
+	serve := s.backends[want.Kind]
 	if serve == nil {
 		s.decided(text, "", true, rule, "")
 		return c.fails(codeUnsupported, detail{Capability: text, Reason: "granted, but this host does not serve " + want.Kind + " capabilities", Hint: unservedHint(want.Kind)})
@@ -188,6 +170,10 @@ func (s *session) invoke(o *opened, op string, head json.RawMessage, body []byte
 			defer s.sending.Add(-n)
 			head, refused := got.Head()
 			if refused != nil {
+				if refused.Code == backend.Denied {
+					// What was asked for led elsewhere than it said.
+					s.decided(o.name, op, false, refused.Rule, refused.Reason)
+				}
 				return nil, refused
 			}
 			return frame(head)

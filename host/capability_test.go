@@ -197,13 +197,13 @@ func TestOnlyWhatIsGrantedIsOpened(t *testing.T) {
 	}{
 		"narrower":       {"network:https:api.example.com/v1", 0, "", ""},
 		"the same":       {granted, 0, "", ""},
-		"another host":   {"network:https:example.org", codeDenied, "manifest", `"- network:https:example.org" under wasm.capabilities in manifest.yaml`},
+		"another host":   {"network:https:example.org", codeDenied, "manifest", "add to wasm.capabilities: - network:https:example.org"},
 		"the bare name":  {"network:https:example.com", codeDenied, "manifest", "wasm.capabilities"},
 		"another scheme": {"network:http:api.example.com", codeDenied, "manifest", "wasm.capabilities"},
 		"any scheme":     {"network:*:api.example.com", codeDenied, "manifest", "wasm.capabilities"},
 		"another port":   {"network:https:api.example.com:8443", codeDenied, "manifest", "wasm.capabilities"},
-		"denied":         {"llm:gpt-4", codeDenied, "no-llm", "manifest.yaml asks for it already"},
-		"part denied":    {"llm:gpt-*", codeDenied, "no-llm", "asks for it already"},
+		"denied":         {"llm:gpt-4", codeDenied, "no-llm", "policy explain"},
+		"part denied":    {"llm:gpt-*", codeDenied, "manifest", "- llm:gpt-*"},
 		"another kind":   {"extension:x", codeDenied, "manifest", "- extension:x"},
 		"unserved":       {"extension:other", codeUnsupported, "", ""},
 		"nonsense":       {"network", codeInvalid, "", ""},
@@ -247,6 +247,64 @@ func TestOnlyWhatIsGrantedIsOpened(t *testing.T) {
 				t.Errorf("%+v, %+v", e, r.decisions)
 			}
 		})
+	}
+}
+
+func TestADenialCutsAHoleIntoAGrantAndFullReachesEveryHost(t *testing.T) {
+	for _, c := range []struct {
+		name, mode, want string
+		code             int
+		rule             string
+	}{
+		{"a hole", hostdoc.NetworkRestricted, "network:https:api.example.com", codeDenied, "no-api"},
+		{"beside it", hostdoc.NetworkRestricted, "network:https:www.example.com", 0, ""},
+		{"around it", hostdoc.NetworkRestricted, granted, 0, ""},
+		{"restricted", hostdoc.NetworkRestricted, "network:http:example.org", codeDenied, "manifest"},
+		{"full", hostdoc.NetworkFull, "network:http:example.org", 0, ""},
+		{"a hole in full", hostdoc.NetworkFull, "network:https:api.example.com", codeDenied, "no-api"},
+		{"another kind in full", hostdoc.NetworkFull, "llm:x", codeDenied, "manifest"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var d data
+			f := &fake{}
+			o, edit := with(f)
+			span := d.at(0, c.want)
+			out := setup{wat: agent(`
+    (local.set $n (call $request_capability `+span+` (i32.const 0) (i32.const 0)))
+    (if (i32.ge_s (local.get $n) (i32.const 0)) (then (return (i32.const 0))))
+    (call $drain (call $last_error))
+    (i32.sub (i32.const 0) (local.get $n))`, d.segments.String()), o: o, edit: func(d *hostdoc.Document) {
+				edit(d)
+				d.Network = &hostdoc.Network{Mode: c.mode}
+				d.Holes = []hostdoc.Hole{{Capability: "network:*:api.example.com", Rule: "no-api"}}
+			}}.run(t).wants(t, -c.code, "")
+			if opened := f.opened.Load(); (opened == 1) != (c.code == 0) {
+				t.Errorf("opened %d times", opened)
+			}
+			if c.code != 0 && !strings.Contains(out.stdout, `"rule":"`+c.rule+`"`) {
+				t.Errorf("%s", out.stdout)
+			}
+		})
+	}
+}
+
+// A host's name may lead to an address that is denied: that is a decision, too.
+func TestADenialThatComesWithTheAnswerIsRecorded(t *testing.T) {
+	var d data
+	f := &fake{}
+	f.invoke = func(context.Context, string, json.RawMessage, []byte) (backend.Answer, *backend.Refusal) {
+		return &fakeAnswer{f: f, refused: &backend.Refusal{Code: backend.Denied, Rule: "addresses", Reason: "leads inside"}, Reader: strings.NewReader("")}, nil
+	}
+	o, edit := with(f)
+	r := &records{}
+	o.Recorder = r
+	op := d.at(100, "fetch")
+	setup{wat: asking(`
+    (local.set $h (call $invoke_capability (local.get $h) `+op+` (i32.const 0) (i32.const 0)))`+
+		expect(1, `(call $read (local.get $h) (i32.const 0) (i32.const 5))`, codeDenied)+
+		`(i32.const 0)`, &d), o: o, edit: edit}.run(t).wants(t, 0, "")
+	if n := len(r.decisions); n != 3 || r.decisions[2].Allowed || r.decisions[2].Rule != "addresses" || r.executions[0].Denials != 1 {
+		t.Errorf("%+v", r.decisions)
 	}
 }
 

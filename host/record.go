@@ -1,6 +1,7 @@
 package host
 
 import (
+	"sync"
 	"time"
 
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -35,7 +36,9 @@ type Execution struct {
 	Run      string
 	Began    time.Time
 	Duration time.Duration
-	Exit     hostdoc.Exit
+	// Instantiated is how much of it passed before the guest's first instruction.
+	Instantiated time.Duration
+	Exit         hostdoc.Exit
 	// Requested are the capabilities that were asked for, canonical and each once,
 	// at most [MaxRequested].
 	Requested []string
@@ -68,13 +71,17 @@ func (s *session) execution(began time.Time, exit hostdoc.Exit, back bool) Execu
 		return e
 	}
 	t := &s.tally
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	e.Requested, e.Checks, e.Grants, e.Denials, e.Violations = t.requested, t.checks, t.grants, t.denials, t.violations
+	e.Instantiated = s.instantiated
 	e.MemoryBytes, e.InputBytes, e.OutputBytes = s.memory, s.in.total, s.p.doc.Limits.OutputBytes-s.out.left
 	return e
 }
 
 // tally counts for [Execution].
 type tally struct {
+	mu                      sync.Mutex // answers are judged as they arrive
 	requested               []string
 	seen                    map[string]bool
 	checks, grants, denials int
@@ -82,6 +89,8 @@ type tally struct {
 }
 
 func (t *tally) decide(capability string, allowed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.checks++
 	if allowed {
 		t.grants++

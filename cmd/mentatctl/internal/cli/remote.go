@@ -15,6 +15,7 @@ import (
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/agentdir"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/oci/remote"
 )
@@ -48,7 +49,7 @@ func (a *app) client(f *remoteFlags, p *display.Progress) (*remote.Client, error
 // repositoryOf is the repository of a reference, host/path, as the verifier
 // compares it.
 func repositoryOf(ref string) (string, error) {
-	named, ok := oci.ParseReference(ref)
+	named, ok := imageref.ParseReference(ref)
 	if !ok {
 		return "", fault.New(fault.Usage, ref, "not an image reference")
 	}
@@ -92,7 +93,7 @@ func (a *app) pinned(ctx context.Context, d *agentdir.Dir, ref string, o *buildO
 	if err != nil {
 		return nil, nil, err
 	}
-	named, ok := oci.ParseReference(ref)
+	named, ok := imageref.ParseReference(ref)
 	if !ok {
 		return nil, nil, fault.New(fault.ManifestInvalid, d.ManifestPath(), "container image %q is neither a file nor a reference", ref)
 	}
