@@ -314,6 +314,7 @@ func TestTheLeanHostRefusesWhatNeedsANetwork(t *testing.T) {
 		"llm":     func(d *hostdoc.Document) { d.LLM = &hostdoc.LLM{} },
 		"S3":      func(d *hostdoc.Document) { d.Media = &hostdoc.Media{S3: &hostdoc.MediaS3{}} },
 		"serving": func(d *hostdoc.Document) {
+			d.Limits.DeadlineMillis = 1000
 			d.Serve = &hostdoc.Serve{Listen: ":0", Concurrent: 1, BufferBytes: 1 << 20, DrainMillis: 1}
 		},
 		"lock": func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} },
