@@ -65,10 +65,47 @@ const (
 	InputBytes = 64 * MiB
 	// OutputBytes bounds what one run may write as output.
 	OutputBytes = 256 * MiB
+	// ChunkBytes bounds the guest's bytes in one event of the output; more
+	// become several events.
+	ChunkBytes = 64 * KiB
 	// LogLineBytes bounds one log line of a guest.
 	LogLineBytes = 64 * KiB
+	// LogBurstBytes and LogBytesPerSecond bound what guests may log at once and in
+	// the long run.
+	LogBurstBytes     = 16 * MiB
+	LogBytesPerSecond = 1 * MiB
 	// ErrorMessageBytes bounds a guest's set_error message.
 	ErrorMessageBytes = 8 * KiB
+	// StreamIDBytes bounds the id of an output stream.
+	StreamIDBytes = 256
+	// CapabilityArgsBytes bounds the arguments of request_capability.
+	CapabilityArgsBytes = 4 * KiB
+	// OperationBytes bounds an operation's name, RequestHeadBytes the head of its
+	// request.
+	OperationBytes   = 64
+	RequestHeadBytes = 64 * KiB
+	// ResponseHeadBytes bounds the head of an answer.
+	ResponseHeadBytes = 256 * KiB
+	// Calls bounds the calls of capabilities that one run has going on at once.
+	Calls = 32
+	// RequestBytes bounds the bodies of those calls' requests together, which
+	// the host keeps until they are sent.
+	RequestBytes = 16 * MiB
+	// ListEntries bounds the entries of a directory that is listed.
+	ListEntries = 10_000
+	// MediaTypeBytes bounds the type of an uploaded object.
+	MediaTypeBytes = 128
+	// MetricNames bounds the names of an agent's metrics, MetricSeries the
+	// combinations of name and attributes.
+	MetricNames  = 64
+	MetricSeries = 1000
+	// MetricNameBytes bounds the name of a metric or attribute, MetricValueBytes
+	// an attribute's value, MetricAttributes their number and
+	// MetricAttributesBytes their JSON.
+	MetricNameBytes       = 64
+	MetricValueBytes      = 128
+	MetricAttributes      = 8
+	MetricAttributesBytes = 1 * KiB
 	// DefaultGuestMemory is the guest's memory when nothing says otherwise.
 	DefaultGuestMemory = 256 * MiB
 	// MinHostShare is the least that a container's memory limit leaves to the host.
@@ -76,6 +113,10 @@ const (
 	// MinContainerMemory is the least container memory limit that can hold the
 	// host at all.
 	MinContainerMemory = 12 * MiB
+	// KeptMemories is how many memories of runs that ended a serving host keeps
+	// for others, KeptMemoryBytes how many bytes of them.
+	KeptMemories    = 64
+	KeptMemoryBytes = 16 * MiB
 	// GuestStackBytes bounds the guest's call stack.
 	GuestStackBytes = 1 * MiB
 	// TableElements bounds the elements of one table.
@@ -85,6 +126,53 @@ const (
 	ShimInputBytes = 10 * MiB
 	// HostDocumentBytes bounds the document the host is started with.
 	HostDocumentBytes = 4 * MiB
+)
+
+// Limits of what the host does on a guest's behalf.
+const (
+	// URLBytes bounds a URL.
+	URLBytes = 8 * KiB
+	// HTTPHeaders bounds the header lines of a request, HTTPHeaderBytes the
+	// headers of a request or an answer together.
+	HTTPHeaders     = 128
+	HTTPHeaderBytes = 64 * KiB
+	// Redirects bounds the redirects of one request.
+	Redirects = 5
+	// QueuedCalls bounds the calls of one kind that run or wait in a process.
+	QueuedCalls = 256
+	// DialTime bounds making one connection, TLSHandshakeTime its handshake.
+	DialTime         = 10 * time.Second
+	TLSHandshakeTime = 10 * time.Second
+	// IdleConnectionTime is how long an unused connection is kept.
+	IdleConnectionTime = 60 * time.Second
+	// LLMConcurrent bounds the chats of one process at once.
+	LLMConcurrent = 16
+	// LLMRequestBytes bounds a chat's request, LLMEventBytes one event of its
+	// answer, LLMAnswerBytes the answer.
+	LLMRequestBytes = 16 * MiB
+	LLMEventBytes   = 1 * MiB
+	LLMAnswerBytes  = 64 * MiB
+	// LLMIdleTime is how long a model may say nothing.
+	LLMIdleTime = 5 * time.Minute
+	// MediaConnections bounds the connections to a media storage,
+	// MediaResponseTime how long it may take to begin an answer.
+	MediaConnections  = 16
+	MediaResponseTime = 30 * time.Second
+	// ExtensionConcurrent bounds the calls of one extension at once.
+	ExtensionConcurrent = 16
+	// ExtensionRequestBytes bounds the body of a call, ExtensionLineBytes a message
+	// of the extension, ExtensionUnreadBytes what of one answer may wait to be read.
+	ExtensionRequestBytes = 4 * MiB
+	ExtensionLineBytes    = 1 * MiB
+	ExtensionUnreadBytes  = 4 * MiB
+	// ExtensionStartTime is how long an extension may take to say hello,
+	// ExtensionIdleTime how long a call may wait for a message of it, and
+	// ExtensionStopTime how long it may take to end.
+	ExtensionStartTime = 10 * time.Second
+	ExtensionIdleTime  = 60 * time.Second
+	ExtensionStopTime  = 2 * time.Second
+	// SecretsBytes bounds the host's file of secrets.
+	SecretsBytes = 1 * MiB
 )
 
 const (

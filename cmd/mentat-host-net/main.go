@@ -1,0 +1,12 @@
+package main
+
+import (
+	"os"
+
+	"github.com/mentatlab/mentat/host/network"
+	"github.com/mentatlab/mentat/host/process"
+)
+
+func main() {
+	os.Exit(process.Main(os.Args[1:], process.Options{Name: "mentat-host-net", Services: network.Services}))
+}
