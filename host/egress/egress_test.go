@@ -416,8 +416,8 @@ func TestARedirectOutOfTheCapabilityIsRefusedAndNotFollowed(t *testing.T) {
 	}
 	// A name that the capability covers, and whose address is inside.
 	w.resolver.Set("x.inside.example", "10.0.0.1")
-	any := "network:http:*.inside.example:" + target.Port
-	w.fetch(t, any, get("http://x.inside.example:"+target.Port+"/", "redirects", 5), "").wants(t, backend.Denied, "private")
+	wild := "network:http:*.inside.example:" + target.Port
+	w.fetch(t, wild, get("http://x.inside.example:"+target.Port+"/", "redirects", 5), "").wants(t, backend.Denied, "private")
 	// From https to http, though both are granted.
 	both := "network:*:api.example:" + tls.Port
 	v := newWorld(t, []string{both}, func(c *Config) { c.Document.Network.CAFile = w.ca.File })

@@ -165,7 +165,7 @@ func leaks(text string) []string {
 }
 
 func TestTheLeakTestFindsLeaks(t *testing.T) {
-	for _, text := range []string{canary, url.QueryEscape(canary), base64.StdEncoding.EncodeToString([]byte("xy" + canary)), hex.EncodeToString([]byte(canary)), fmt.Sprintf("%s", mustJSON(canary))} {
+	for _, text := range []string{canary, url.QueryEscape(canary), base64.StdEncoding.EncodeToString([]byte("xy" + canary)), hex.EncodeToString([]byte(canary)), string(mustJSON(canary))} {
 		if len(leaks("<"+text+">")) == 0 {
 			t.Errorf("%s is not found", text)
 		}

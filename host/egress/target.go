@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -121,15 +122,14 @@ func (t *target) judge() *backend.Refusal {
 			return invalid("the URL's path must not contain '.' or '..' segments", "send the path that they lead to")
 		}
 	}
-	c, err := manifest.ParseCapability(t.judged.String() + t.path)
-	if err != nil || strings.ContainsRune(t.path, '*') || strings.Contains(t.path, "%25") {
-		// An empty segment, a hidden slash, a path too long to judge.
+	// What may mean anything is not judged: an empty segment, a hidden slash, what
+	// could be decoded twice, a path too long for a capability.
+	if strings.ContainsRune(t.path, '*') || strings.Contains(t.path, "%25") {
 		return nil
 	}
-	t.judged = c
-	t.path = c.Path
-	if t.path == "" {
-		t.path = "/"
+	if c, err := manifest.ParseCapability(t.judged.String() + t.path); err == nil {
+		t.judged = c
+		t.path = cmp.Or(c.Path, "/")
 	}
 	return nil
 }
