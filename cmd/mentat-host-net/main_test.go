@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -208,10 +209,10 @@ func granted(ca *testnet.CA, capability string) func(*hostdoc.Document) {
 
 func TestAGuestUsesASecretThatShowsNowhere(t *testing.T) {
 	ca := testnet.NewCA(t)
-	arrived := 0
+	var arrived atomic.Int32
 	s := ca.Secure(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") == "Bearer "+canary && r.URL.Query().Get("key") == canary {
-			arrived++
+			arrived.Add(1)
 		}
 		w.Header().Set("X-Echo", r.Header.Get("Authorization"))
 		fmt.Fprintf(w, "you sent %s %v %s", r.RequestURI, r.Header, base64.StdEncoding.EncodeToString([]byte("user:"+canary)))
@@ -243,8 +244,8 @@ func TestAGuestUsesASecretThatShowsNowhere(t *testing.T) {
 			}
 		})
 	}
-	if arrived != 1 {
-		t.Errorf("the secret arrived %d times", arrived)
+	if arrived.Load() != 1 {
+		t.Errorf("the secret arrived %d times", arrived.Load())
 	}
 }
 

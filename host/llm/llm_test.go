@@ -36,7 +36,11 @@ type endpointServer struct {
 
 func (e *endpointServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var body map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+	data, err := io.ReadAll(r.Body)
+	if err != nil {
+		return // the chat was ended before it began
+	}
+	if err := json.Unmarshal(data, &body); err != nil {
 		e.t.Errorf("the request is no JSON: %v", err)
 	}
 	if r.Method != http.MethodPost || r.URL.Path != "/v1/chat/completions" || r.URL.RawQuery != "" {
