@@ -125,7 +125,7 @@ func play(role string) {
 		case "crash":
 			os.Exit(3)
 		case "hang":
-			select {}
+			time.Sleep(time.Hour) // it reads nothing any more
 		case "garbage":
 			write("this is no message")
 		case "wrong":
