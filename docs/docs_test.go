@@ -17,6 +17,7 @@ import (
 	"github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/internal/arch"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/manifest/module"
@@ -196,6 +197,59 @@ func TestABIPageHasEveryFunctionWithItsSignatures(t *testing.T) {
 	if rows := strings.Count(page, "` | `("); rows != count {
 		t.Errorf("abi.md has %d rows, the ABI has %d functions", rows, count)
 	}
+}
+
+func TestLimitsOfTheABIAreTheCodes(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| what | at most |\n|---|---|\n")
+	for _, row := range []struct {
+		what string
+		most int64
+		unit string
+	}{
+		{"a module", limits.ModuleBytes, "bytes"},
+		{"the input of a run", limits.InputBytes, "bytes"},
+		{"the output of a run, streams included", limits.OutputBytes, "bytes"},
+		{"open handles of a run, the input's included", limits.Handles, ""},
+		{"the guest's call stack", limits.GuestStackBytes, "bytes"},
+		{"elements of a table", limits.TableElements, ""},
+		{"a message of `set_error`", limits.ErrorMessageBytes, "bytes"},
+		{"a line of the log; what is longer is cut, and says so", limits.LogLineBytes, "bytes"},
+		{"logged at once", limits.LogBurstBytes, "bytes"},
+		{"logged in the long run", limits.LogBytesPerSecond, "bytes a second"},
+		{"the id of a stream", limits.StreamIDBytes, "bytes"},
+		{"the data of one event of a framed output", limits.ChunkBytes, "bytes"},
+		{"the type of an object", limits.MediaTypeBytes, "bytes"},
+		{"arguments of `request_capability`", limits.CapabilityArgsBytes, "bytes"},
+		{"the name of an operation", limits.OperationBytes, "bytes"},
+		{"the head of a request", limits.RequestHeadBytes, "bytes"},
+		{"the bodies of the requests that are on their way", limits.RequestBytes, "bytes"},
+		{"the head of an answer", limits.ResponseHeadBytes, "bytes"},
+		{"calls of a run that go on at once", limits.Calls, ""},
+		{"entries of a directory that is listed", limits.ListEntries, ""},
+		{"names of an agent's metrics", limits.MetricNames, ""},
+		{"combinations of a metric's name and attributes", limits.MetricSeries, ""},
+		{"the name of a metric or attribute", limits.MetricNameBytes, "bytes"},
+		{"attributes of a measurement", limits.MetricAttributes, ""},
+		{"the attributes' JSON", limits.MetricAttributesBytes, "bytes"},
+		{"the value of an attribute", limits.MetricValueBytes, "bytes"},
+	} {
+		fmt.Fprintf(&b, "| %s | %s |\n", row.what, strings.TrimSpace(amount(row.most, row.unit)))
+	}
+	b.WriteString("\nThe size of objects, and of all that a run stores, is the node's to set, as are\ntighter limits for input, output, memory and time.\n")
+	generated(t, "abi.md", "abi-limits", b.String())
+}
+
+// amount writes a number as people do.
+func amount(n int64, unit string) string {
+	rest, bytes := strings.CutPrefix(unit, "bytes")
+	switch {
+	case bytes && n >= limits.MiB:
+		return fmt.Sprintf("%d MiB%s", n/limits.MiB, rest)
+	case bytes && n >= limits.KiB:
+		return fmt.Sprintf("%d KiB%s", n/limits.KiB, rest)
+	}
+	return fmt.Sprint(n, " ", unit)
 }
 
 func TestExamplePoliciesAreAccepted(t *testing.T) {

@@ -181,8 +181,13 @@ func (p *Program) localBackends() map[string]backend.Backend {
 }
 
 // Run runs the guest once, in an instance of its own, and says how it ended.
-// Any number may go on at once. When the context is cancelled the guest is asked
-// to end and, after [limits.DrainGrace], interrupted.
+// Any number may go on at once, each of which takes a thread while it lasts. When
+// the context is cancelled the guest is asked to end and, after
+// [limits.DrainGrace], interrupted. A sink that may block should be an
+// [output.Interrupter]: else its calls hold up the end of the run. The sink
+// is not touched after Run has returned, unless the guest was left behind, as it
+// may be when the document has preopens. A read of the input that waits goes on
+// until it returns.
 //
 // The error is nil when the guest ended by itself, whatever its status, and
 // else what the exit's reason says.

@@ -143,8 +143,9 @@ type session struct {
 	draining, over      chan struct{}
 	drainOnce, overOnce sync.Once
 
-	mu    sync.Mutex
-	cause *end // why the run was stopped; the first one counts
+	mu       sync.Mutex // guards cause and finished
+	cause    *end       // why the run was stopped; the first one counts
+	finished bool
 	// isOver says that over is closed.
 	isOver atomic.Bool
 	// shown is what the guest reads by itself.
@@ -187,15 +188,26 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 func (s *session) drain() { s.drainOnce.Do(func() { close(s.draining) }) }
 
 // stop ends the run for a reason: guest code is interrupted, host functions
-// return. Any goroutine may call it.
+// return. Any goroutine may call it; once the run is finished it does nothing.
 func (s *session) stop(e *end) {
-	if s.because(e) {
-		s.endWaits()
-		s.run.Stop()
-		if i, ok := s.out.sink.(output.Interrupter); ok {
-			i.Interrupt()
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause != nil || s.finished {
+		return
 	}
+	s.cause = e
+	s.endWaits()
+	s.run.Stop()
+	if i, ok := s.out.sink.(output.Interrupter); ok {
+		i.Interrupt()
+	}
+}
+
+// finish says that the run is over: its sink is the caller's again.
+func (s *session) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finished = true
 }
 
 // endWaits ends whatever waits or works on the run's behalf.
@@ -247,15 +259,13 @@ func (s *session) awaitWork() {
 	}
 }
 
-// because sets why the run is stopped; it reports whether it is the first to.
-func (s *session) because(e *end) bool {
+// because sets why the run is stopped, if nothing did before.
+func (s *session) because(e *end) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cause != nil {
-		return false
+	if s.cause == nil {
+		s.cause = e
 	}
-	s.cause = e
-	return true
 }
 
 func (s *session) stopped() *end {

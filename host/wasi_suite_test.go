@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -106,5 +107,58 @@ func runSuite(t *testing.T, dir, name string, compiled []byte, want expectation,
 	}
 	if exit.Status != want.ExitCode || want.Stdout != nil && out.String() != *want.Stdout {
 		t.Errorf("once %v: %+v, want status %d; stdout %q; stderr %s", once, exit, want.ExitCode, out.String(), errs.String())
+	}
+}
+
+// The tests that Go's own package os has for WASI, run as a guest: files,
+// directories, links, times and pipes as a large runtime uses them.
+func TestGosOwnTestsOfFilesPass(t *testing.T) {
+	if testing.Short() {
+		t.Skip("building and compiling the tests takes a minute")
+	}
+	scratch := t.TempDir()
+	module := filepath.Join(scratch, "os.wasm")
+	cmd := exec.Command("go", "test", "-c", "-o", module, "os")
+	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	code, err := os.ReadFile(module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := Compile(code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(scratch, "os.cwasm")
+	if err := os.WriteFile(path, compiled, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	goroot := strings.TrimSpace(string(env))
+	// The tests write beside their sources.
+	root := t.TempDir()
+	sources := filepath.Join(root, "src", "os")
+	if err := os.CopyFS(sources, os.DirFS(filepath.Join(goroot, "src", "os"))); err != nil {
+		t.Fatal(err)
+	}
+	doc := &hostdoc.Document{
+		Version: hostdoc.Version, Instance: "os", Entry: hostdoc.EntryCommand, Module: path, Input: hostdoc.Input{Kind: hostdoc.InputStdin},
+		Args: []string{"os.test", "-test.short", "-test.v"},
+		Env:  []string{"PWD=/src/os", "TMPDIR=/tmp", "GOROOT=" + goroot},
+		Preopens: []hostdoc.Preopen{
+			{Host: root, Guest: "/"}, {Host: goroot, Guest: goroot, ReadOnly: true}, {Host: t.TempDir(), Guest: "/tmp"}, {Host: "/etc", Guest: "/etc", ReadOnly: true}, {Host: "/dev", Guest: "/dev"},
+		},
+		Limits: hostdoc.Limits{MemoryBytes: 512 * limits.MiB, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes, DeadlineMillis: 300_000},
+	}
+	var out, errs bytes.Buffer
+	exit, _ := Once(t.Context(), doc, Options{}, Streams{Stdout: &out, Stderr: &errs})
+	passed, failed := strings.Count(out.String(), "--- PASS: "), strings.Count(out.String(), "--- FAIL: ")
+	if exit.Status != 0 || passed < 100 || failed > 0 {
+		t.Errorf("%+v: %d passed, %d failed\n%s\n%s", exit, passed, failed, out.String(), errs.String())
 	}
 }

@@ -32,6 +32,9 @@ command -v pkg-config >/dev/null || need pkg-config
 if ! [ -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then
 	need busybox-static
 fi
+# The conformance suite's guest in C is built for WebAssembly.
+command -v clang >/dev/null || need clang
+command -v wasm-ld >/dev/null || need lld
 # The go command fetches modules over TLS.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
 [ -n "$missing" ] || exit 0

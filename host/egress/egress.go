@@ -31,9 +31,6 @@ type Config struct {
 	Resolver dialer.Resolver
 	// Own are this machine's addresses, which count as not public.
 	Own []netip.Addr
-	// DryRun, if not nil, is told of requests that rules in dry run would have
-	// denied.
-	DryRun func(c manifest.Capability, rules []string)
 }
 
 // Backend serves network capabilities ([backend.Backend]).
@@ -44,7 +41,6 @@ type Backend struct {
 	mask       *secret.Mask
 	limits     hostdoc.NetworkLimits
 	queue      *queue.Queue
-	dryRun     func(manifest.Capability, []string)
 	// transport makes a transport that reaches allow besides public addresses.
 	transport func(allow []netip.Prefix) *http.Transport
 	private   []netip.Prefix
@@ -64,7 +60,6 @@ func New(c Config) (*Backend, error) {
 	b := &Backend{
 		limits: n.Limits,
 		queue:  queue.New(n.Limits.Concurrent, limits.QueuedCalls, 4*n.Limits.RequestBytes),
-		dryRun: c.DryRun,
 		pools:  map[string]*http.Transport{},
 	}
 	var err error
@@ -111,7 +106,7 @@ func (b *Backend) address(ctx context.Context, _ string, port int, a netip.Addr)
 	if port == schemePorts[c.Scheme] {
 		c.Port = 0
 	}
-	return b.refuse(ctx, c, b.set.Address(c, a))
+	return b.refuse(ctx, c.At(a), b.set.Address(c, a))
 }
 
 // refuse turns a denial into a refusal; nil lets the request pass.
@@ -119,12 +114,7 @@ func (b *Backend) refuse(ctx context.Context, c manifest.Capability, a capabilit
 	if !a.Allowed {
 		return &backend.Refusal{Code: backend.Denied, Rule: a.Rule, Reason: a.Reason, Hint: a.Hint}
 	}
-	if len(a.DryRun) > 0 {
-		backend.Count(ctx, c, a.DryRun)
-		if b.dryRun != nil {
-			b.dryRun(c, a.DryRun)
-		}
-	}
+	backend.Count(ctx, c, a.DryRun)
 	return nil
 }
 
