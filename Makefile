@@ -93,6 +93,7 @@ deps: ## [root, if something is missing] what Debian 12 lacks to build; says so 
 
 .PHONY: test
 test: check cross build tools bin/tools/containerd-old bin/tools/versitygw chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+	@scripts/deps.sh bench
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
@@ -117,6 +118,7 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 
 .PHONY: bench
 bench: build tools ## [root] the numbers of docs/performance.md, into bench.json
+	@scripts/deps.sh bench
 	@go run ./bench -json bench.json
 
 .PHONY: check

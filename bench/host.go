@@ -28,44 +28,64 @@ const busybox = "/bin/busybox"
 // idleRuns bounds the runs that wait a second each.
 const idleRuns = 5
 
+// hostProgram is a host by itself, without a container around it, with a cache of
+// its own.
+type hostProgram struct {
+	dir, program string
+	cache        *aot.Cache
+}
+
+func newHost(m *machine, dir, program string) (*hostProgram, error) {
+	h := &hostProgram{dir: filepath.Join(m.dir, dir)}
+	if err := os.Mkdir(h.dir, 0o700); err != nil {
+		return nil, err
+	}
+	// A copy, so that no other host on the machine shares its pages and makes an
+	// idle one look smaller than it is.
+	bin, _ := node.Binaries()
+	h.program = filepath.Join(h.dir, program)
+	if err := copyProgram(filepath.Join(bin, program), h.program); err != nil {
+		return nil, err
+	}
+	var err error
+	h.cache, err = aot.Open(aot.Options{Dir: filepath.Join(h.dir, "modules"), Memory: filepath.Join(h.dir, "checked"), HostBinary: h.program})
+	return h, err
+}
+
+// document compiles a module and writes the document of its runs.
+func (h *hostProgram) document(ctx context.Context, name string, module []byte, edit func(*hostdoc.Document)) (string, error) {
+	entry, err := h.cache.Module(ctx, digest.FromBytes(module), func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(module)), nil
+	})
+	if err != nil {
+		return "", err
+	}
+	doc := hostdoc.Document{
+		Agent:    hostdoc.Agent{ID: "org.example." + name, Version: "1.0.0", Module: digest.FromBytes(module).String(), Trust: "signed"},
+		Instance: name, Module: entry.Path, Input: hostdoc.Input{Kind: hostdoc.InputStdin}, Args: []string{"agent.wasm"},
+		Limits:   hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
+		ExitFile: filepath.Join(h.dir, name+".exit"), LogFormat: "json",
+	}
+	if edit != nil {
+		edit(&doc)
+	}
+	data, err := doc.Marshal()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(h.dir, name+".json")
+	return path, os.WriteFile(path, data, 0o600)
+}
+
 // measureHost runs mentat-host by itself, without a container around it, on
 // modules that the cache has compiled.
 func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
-	dir := filepath.Join(m.dir, "host")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	// A copy, so that no other mentat-host on the machine shares its pages and
-	// makes an idle one look smaller than it is.
-	bin, _ := node.Binaries()
-	host := filepath.Join(dir, "mentat-host")
-	if err := copyProgram(filepath.Join(bin, "mentat-host"), host); err != nil {
-		return nil, err
-	}
-	cache, err := aot.Open(aot.Options{Dir: filepath.Join(dir, "modules"), Memory: filepath.Join(dir, "checked"), HostBinary: host})
+	h, err := newHost(m, "host", "mentat-host")
 	if err != nil {
 		return nil, err
 	}
-	document := func(name string, module []byte) (string, error) {
-		entry, err := cache.Module(ctx, digest.FromBytes(module), func() (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(module)), nil
-		})
-		if err != nil {
-			return "", err
-		}
-		doc := hostdoc.Document{
-			Agent:    hostdoc.Agent{ID: "org.example." + name, Version: "1.0.0", Module: digest.FromBytes(module).String(), Trust: "signed"},
-			Instance: name, Module: entry.Path, Input: hostdoc.Input{Kind: hostdoc.InputStdin}, Args: []string{"agent.wasm"},
-			Limits:   hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
-			ExitFile: filepath.Join(dir, name+".exit"), LogFormat: "json",
-		}
-		data, err := doc.Marshal()
-		if err != nil {
-			return "", err
-		}
-		path := filepath.Join(dir, name+".json")
-		return path, os.WriteFile(path, data, 0o600)
-	}
+	document := func(name string, module []byte) (string, error) { return h.document(ctx, name, module, nil) }
+	host := h.program
 	first, err := document("first", guestFirst)
 	if err != nil {
 		return nil, err

@@ -52,7 +52,8 @@ type Options struct {
 // holds for the next container.
 type Preparer struct {
 	Options
-	host string
+	// host runs agents, netHost those that are served or reach a network.
+	host, netHost string
 }
 
 // New checks the options and finds mentat-host.
@@ -74,7 +75,8 @@ func New(o Options) (*Preparer, error) {
 		}
 		host = filepath.Join(filepath.Dir(self), "mentat-host")
 	}
-	return &Preparer{Options: o, host: host}, nil
+	netHost := cmp.Or(o.Config.Host.NetBinary, filepath.Join(filepath.Dir(host), "mentat-host-net"))
+	return &Preparer{Options: o, host: host, netHost: netHost}, nil
 }
 
 // compiled finds or makes the compiled module. The cache is opened only here:
@@ -194,7 +196,7 @@ func (p *Preparer) prepare(ctx context.Context, req Request, note *note) (*Resul
 	run := wasmRun{
 		id: req.ID, dir: req.Dir, stdin: req.Stdin,
 		reference: c.Image, artifact: found, verdict: verdict,
-		host: p.host, module: entry.Path,
+		host: p.host, netHost: p.netHost, module: entry.Path,
 		grant: grant(capabilities, verdict, c.Image, found, spec.Spec),
 		node:  p.nodeOf(capabilities),
 		note:  note,

@@ -240,8 +240,8 @@ func developer(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w := &world{TB: t, node: newNode(), etc: t.TempDir(), dir: t.TempDir(), clock: testpki.Clock}
-	text := fmt.Sprintf("[verify]\nstate = %q\n[capability]\nmedia = 'var/media'\n[audit]\nspool = 'spool'\nlog = 'log'\n[host]\nbinary = %q\n[cache]\ndir = %q\nmemory = %q\n",
-		filepath.Join(w.etc, "state"), host, filepath.Join(cacheDir, "modules"), filepath.Join(cacheDir, "memory"))
+	text := fmt.Sprintf("[verify]\nstate = %q\n[capability]\nmedia = 'var/media'\n[audit]\nspool = 'spool'\nlog = 'log'\n[host]\nbinary = %q\nnet_binary = %q\n[cache]\ndir = %q\nmemory = %q\n",
+		filepath.Join(w.etc, "state"), host, host, filepath.Join(cacheDir, "modules"), filepath.Join(cacheDir, "memory"))
 	if w.config, err = nodeconfig.Parse(filepath.Join(w.etc, "config.toml"), []byte(text)); err != nil {
 		t.Fatal(err)
 	}

@@ -201,6 +201,7 @@ type wasmRun struct {
 	artifact  *oci.Artifact
 	verdict   *verifier.Verdict
 	host      string
+	netHost   string
 	module    string
 	grant     capability.Grant
 	node      servingNode
@@ -245,6 +246,13 @@ func (r *wasmRun) plan(spec *specs.Spec) (p plan, err error) {
 	doc, err := r.document(spec)
 	if err != nil {
 		return p, err
+	}
+	if doc.Connects() {
+		r.host = r.netHost
+		if _, err := os.Stat(r.host); err != nil {
+			return p, fault.Wrap(err, fault.NotFound, r.host, "the agent needs the host that can use a network, and it is not there").
+				WithHint("install mentat-host-net beside mentat-host, or name it in host.net_binary of the configuration")
+		}
 	}
 	if p.document, err = doc.Marshal(); err != nil {
 		return p, fault.Wrap(err, fault.ReasonOf(err), r.id, "cannot encode the host document")
@@ -303,6 +311,9 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 		doc.Termination = terminationLog
 	}
 	if doc.Input, err = r.input(spec, doc.Args); err != nil {
+		return nil, err
+	}
+	if err := r.serving(spec, doc); err != nil {
 		return nil, err
 	}
 	return doc, r.provide(spec, doc)
@@ -471,7 +482,7 @@ func hostID(id uint32, maps []specs.LinuxIDMapping) (int, bool) {
 // rewrite replaces, not merges, what the container was given: the process of a
 // WASM agent is ours, and nothing a user set may reach it.
 func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
-	files, err := r.openFiles()
+	files, err := r.openFiles(files(doc))
 	if err != nil {
 		return err
 	}
@@ -505,7 +516,7 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 	l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
 	l.MaskedPaths = union(l.MaskedPaths, maskedPaths)
 	l.ReadonlyPaths = union(l.ReadonlyPaths, readonlyPaths)
-	if err := r.limit(l.Resources, doc.Limits.MemoryBytes); err != nil {
+	if err := r.limit(l.Resources, doc); err != nil {
 		return err
 	}
 	spec.Mounts = r.mounts(spec.Mounts, spec.Process.Terminal)
@@ -537,7 +548,7 @@ func union(a, b []string) []string {
 
 // limit keeps a memory limit that is there and sets what the agent needs where
 // there is none; of the limits on processes the tighter holds.
-func (r *wasmRun) limit(res *specs.LinuxResources, guest int64) error {
+func (r *wasmRun) limit(res *specs.LinuxResources, doc *hostdoc.Document) error {
 	// The runtime writes these last, over the limits that are set here.
 	for _, key := range []string{"memory.max", "pids.max"} {
 		if _, ok := res.Unified[key]; ok {
@@ -549,10 +560,10 @@ func (r *wasmRun) limit(res *specs.LinuxResources, guest int64) error {
 		res.Memory = &specs.LinuxMemory{}
 	}
 	if res.Memory.Limit == nil || *res.Memory.Limit <= 0 {
-		total := guest + limits.HostHeadroom(guest)
+		total := needs(doc)
 		res.Memory.Limit = &total
 	}
-	pids := int64(maxPids)
+	pids := threads(doc)
 	if given := res.Pids; given != nil && given.Limit != nil && *given.Limit > 0 && *given.Limit < pids {
 		return fault.New(fault.ResourceLimit, r.id, "a pids limit of %d cannot hold the agent's host, which needs %d threads", *given.Limit, pids).
 			WithHint("raise the container's pids limit")
@@ -593,13 +604,15 @@ func (r *wasmRun) limitCPU(res *specs.LinuxResources) {
 }
 
 // openFiles is the host's limit of open files: the manifest's, if it is lower.
-func (r *wasmRun) openFiles() (uint64, error) {
+// A server needs more.
+func (r *wasmRun) openFiles(more uint64) (uint64, error) {
 	said := r.resources()
+	most, least := maxOpenFiles+more, minOpenFiles+more
 	switch {
-	case said == nil || said.FileDescriptors == 0 || said.FileDescriptors >= maxOpenFiles:
-		return maxOpenFiles, nil
-	case said.FileDescriptors < minOpenFiles:
-		return 0, fault.New(fault.ResourceLimit, r.id, "the manifest's file_descriptors of %d cannot hold the agent's host, which needs %d", said.FileDescriptors, minOpenFiles).
+	case said == nil || said.FileDescriptors == 0 || uint64(said.FileDescriptors) >= most:
+		return most, nil
+	case uint64(said.FileDescriptors) < least:
+		return 0, fault.New(fault.ResourceLimit, r.id, "the manifest's file_descriptors of %d cannot hold the agent's host, which needs %d", said.FileDescriptors, least).
 			WithHint("raise sandbox.resources.file_descriptors")
 	}
 	return uint64(said.FileDescriptors), nil

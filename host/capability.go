@@ -91,7 +91,7 @@ func requestCapability(c *call) bool {
 		return c.refuses(text, refused)
 	}
 	s.counted(text, "", dryRun)
-	serve := s.p.backends[want.Kind]
+	serve := s.backends[want.Kind]
 	if serve == nil {
 		s.decided(text, "", true, rule, "")
 		return c.fails(codeUnsupported, detail{Capability: text, Reason: "granted, but this host does not serve " + want.Kind + " capabilities", Hint: unservedHint(want.Kind)})

@@ -83,6 +83,19 @@ func newLogger(w io.Writer, doc *hostdoc.Document) *logger {
 	}
 }
 
+// Log writes lines of the host's own into a document's log, for who runs a
+// [Program].
+type Log struct{ l *logger }
+
+// NewLog makes a log that writes to w, in the document's format.
+func NewLog(w io.Writer, doc *hostdoc.Document) Log { return Log{newLogger(w, doc)} }
+
+// Info writes a line that says how things go.
+func (l Log) Info(line string) { l.l.log(levelInfo, fromHost, line) }
+
+// Error writes a line that says what failed.
+func (l Log) Error(line string) { l.l.log(levelError, fromHost, line) }
+
 // of is the log of one run.
 func (l *logger) of(run string) *logger {
 	one := *l

@@ -6,10 +6,10 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +58,10 @@ type IO struct {
 	Sink  output.Sink
 	// Media are references that the run may read, beside the document's.
 	Media []media.Ref
+	// Freed, if not nil, is called once when what the run took was given back: not
+	// after [Program.Run] returns, but for a guest that does not come back, when it
+	// does.
+	Freed func()
 }
 
 // Program is a loaded module and what all its runs share.
@@ -69,6 +73,9 @@ type Program struct {
 	// ready is the module with its imports resolved.
 	ready *engine.Program
 	dirs  []*os.File // of doc.Preopens
+	// fresh says that runs have directories of their own, serial numbers them.
+	fresh  bool
+	serial atomic.Int64
 
 	authority *authority
 	backends  map[string]backend.Backend
@@ -143,6 +150,7 @@ func (p *Program) serve() (err error) {
 	if p.dirs, err = openDirs(p.doc.Preopens); err != nil {
 		return err
 	}
+	p.fresh = slices.ContainsFunc(p.doc.Preopens, func(d hostdoc.Preopen) bool { return d.Fresh })
 	if p.given, err = givenMedia(p.doc); err != nil {
 		return err
 	}
@@ -162,6 +170,9 @@ func (p *Program) serve() (err error) {
 	return nil
 }
 
+// MemoryInUse is the size of the memories of all guests that there are, in bytes.
+func MemoryInUse() int64 { return engine.MemoryInUse() }
+
 // localBackends serve what the document alone says, where something is granted.
 func (p *Program) localBackends() map[string]backend.Backend {
 	local := map[string]backend.Backend{}
@@ -170,11 +181,7 @@ func (p *Program) localBackends() map[string]backend.Backend {
 		case manifest.KindEnv:
 			local[kind] = env.New(p.doc.Env)
 		case manifest.KindFilesystem:
-			dirs := make([]filesystem.Dir, len(p.dirs))
-			for i, pre := range p.doc.Preopens {
-				dirs[i] = filesystem.Dir{Guest: path.Clean(pre.Guest), ReadOnly: pre.ReadOnly, File: p.dirs[i]}
-			}
-			local[kind] = filesystem.New(dirs)
+			local[kind] = filesystem.New(p.filesOf(p.dirs))
 		}
 	}
 	return local
@@ -183,17 +190,18 @@ func (p *Program) localBackends() map[string]backend.Backend {
 // Run runs the guest once, in an instance of its own, and says how it ended.
 // Any number may go on at once, each of which takes a thread while it lasts. When
 // the context is cancelled the guest is asked to end and, after
-// [limits.DrainGrace], interrupted. A sink that may block should be an
-// [output.Interrupter]: else its calls hold up the end of the run. The sink
-// is not touched after Run has returned, unless the guest was left behind, as it
-// may be when the document has preopens. A read of the input that waits goes on
-// until it returns.
+// [limits.DrainGrace], interrupted; with the cause [output.ErrGone] at once, for
+// nobody would see what it still does. A sink that may block should be an
+// [output.Interrupter]: else its calls hold up the end of the run. The sink is
+// not touched after Run has returned, unless the guest was left behind, as it may
+// be when the document has preopens. A read of the input that waits goes on until
+// it returns.
 //
 // The error is nil when the guest ended by itself, whatever its status, and
 // else what the exit's reason says.
 func (p *Program) Run(ctx context.Context, io IO) (hostdoc.Exit, error) {
 	log := p.log.of(io.ID)
-	return p.run(ctx, request{id: io.ID, in: newInput(io.Input), sink: io.Sink, media: io.Media, began: time.Now()}, log)
+	return p.run(ctx, request{id: io.ID, in: newInput(io.Input), sink: io.Sink, media: io.Media, freed: io.Freed, began: time.Now()}, log)
 }
 
 // Close frees the program. No run may begin any more; what was left behind keeps

@@ -39,7 +39,9 @@ type Execution struct {
 	Run      string
 	Began    time.Time
 	Duration time.Duration
-	Exit     hostdoc.Exit
+	// Instantiated is how much of it passed before the guest's first instruction.
+	Instantiated time.Duration
+	Exit         hostdoc.Exit
 	// Requested are the capabilities that were asked for, canonical and each once,
 	// at most [MaxRequested].
 	Requested []string
@@ -85,6 +87,7 @@ func (s *session) execution(began time.Time, exit hostdoc.Exit, back bool) Execu
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e.Requested, e.Checks, e.Grants, e.Denials, e.Violations = t.requested, t.checks, t.grants, t.denials, t.violations
+	e.Instantiated = s.instantiated
 	e.MemoryBytes, e.InputBytes, e.OutputBytes = s.memory, s.in.total, s.p.doc.Limits.OutputBytes-s.out.left
 	return e
 }

@@ -27,7 +27,9 @@ type request struct {
 	last func(hostdoc.Exit) error
 	// inheritOut and inheritErr give the guest the process's own streams.
 	inheritOut, inheritErr bool
-	began                  time.Time
+	// freed, if not nil, is called when the run holds nothing any more.
+	freed func()
+	began time.Time
 }
 
 // run runs the guest once and reports its end to the log and the sink.
@@ -68,9 +70,24 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 		for i := len(release) - 1; i >= 0; i-- {
 			release[i]()
 		}
+		if r.freed != nil {
+			r.freed()
+		}
 	}
+	own, err := p.newRunDirs()
+	if err != nil {
+		s.endWaits()
+		free()
+		return nil, true, err
+	}
+	s.backends = own.backends
+	release = append(release, func() {
+		if err := own.remove(); err != nil {
+			s.log.log(levelError, fromHost, err.Error())
+		}
+	})
 	if p.wasi {
-		wasi, done, err := p.wasiConfig(r, s.over)
+		wasi, done, err := p.wasiConfig(r, own.dirs, s.over)
 		if err != nil {
 			s.endWaits()
 			free()
@@ -134,6 +151,10 @@ func (s *session) watch(ctx context.Context, began time.Time) (unwatch func()) {
 	forget := func() bool { return true }
 	if ctx.Done() != nil {
 		forget = context.AfterFunc(ctx, func() {
+			if errors.Is(context.Cause(ctx), output.ErrGone) {
+				s.stop(outputEnd(output.ErrGone))
+				return
+			}
 			s.drain()
 			grace := time.NewTimer(limits.DrainGrace)
 			defer grace.Stop()
@@ -190,7 +211,9 @@ func (s *session) guest() (e *end) {
 			e = endOf(fault.Internal, fmt.Sprintf("the host failed: %v", p))
 		}
 	}()
-	if err := s.run.Instantiate(); err != nil {
+	err := s.run.Instantiate()
+	s.instantiated = time.Since(s.began)
+	if err != nil {
 		return s.ended(err, "")
 	}
 	s.metadata()

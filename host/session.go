@@ -124,10 +124,15 @@ type session struct {
 	lost bool
 	// served are the backends that the run has asked, by their kind.
 	served map[string]backend.Backend
+	// backends are those that it can ask.
+	backends map[string]backend.Backend
 	// readable are the media that the run may read, uploaded is what it stored.
 	readable map[media.Ref]struct{}
 	uploaded int64
 	tally    tally
+	// instantiated is how long the instance took, from when the run was asked for.
+	began        time.Time
+	instantiated time.Duration
 	// in is the input, also when its handle is closed; memory is what the guest
 	// had at its end.
 	in     *input
@@ -163,6 +168,7 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 		p:        p,
 		in:       r.in,
 		id:       r.id,
+		began:    r.began,
 		log:      log,
 		out:      newOut(r.sink, p.doc.Limits.OutputBytes),
 		handles:  map[int32]resource{0: r.in},

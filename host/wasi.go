@@ -17,7 +17,7 @@ import (
 
 // wasiConfig gives the guest what the document grants. The second result closes
 // what it opened, once the run is over.
-func (p *Program) wasiConfig(r request, over <-chan struct{}) (_ *engine.WASI, done func(), err error) {
+func (p *Program) wasiConfig(r request, dirs []*os.File, over <-chan struct{}) (_ *engine.WASI, done func(), err error) {
 	w := &engine.WASI{
 		Args: p.doc.Args,
 		Env:  p.doc.Env,
@@ -25,7 +25,7 @@ func (p *Program) wasiConfig(r request, over <-chan struct{}) (_ *engine.WASI, d
 		InheritStdout: r.inheritOut,
 		InheritStderr: r.inheritErr,
 	}
-	for i, d := range p.dirs {
+	for i, d := range dirs {
 		w.Preopens = append(w.Preopens, engine.Preopen{Host: fdPath(d), Guest: p.doc.Preopens[i].Guest, ReadOnly: p.doc.Preopens[i].ReadOnly})
 	}
 	done = func() {}

@@ -5,8 +5,9 @@ import (
 
 	"github.com/mentatlab/mentat/host/network"
 	"github.com/mentatlab/mentat/host/process"
+	"github.com/mentatlab/mentat/host/serve/agent"
 )
 
 func main() {
-	os.Exit(process.Main(os.Args[1:], process.Options{Name: "mentat-host-net", Services: network.Services}))
+	os.Exit(process.Main(os.Args[1:], process.Options{Name: "mentat-host-net", Services: network.Services, Serve: agent.Serve}))
 }

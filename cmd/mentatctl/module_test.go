@@ -26,7 +26,17 @@ var guests = map[string][]byte{
 	"native":  append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 64)...),
 	"short":   module(nil, []byte{0x41, 0x00, 0x0b})[:20],
 	"empty":   {},
+	"echo":    echo,
 }
+
+// echo writes as output what one read of its input gives:
+// (call $write_output (i32.const 0) (call $read (i32.const 0) (i32.const 0) (i32.const 65536)))
+var echo = []byte("\x00asm\x01\x00\x00\x00" +
+	"\x01\x11\x03`\x03\x7f\x7f\x7f\x01\x7f`\x02\x7f\x7f\x00`\x00\x01\x7f" + // types
+	"\x02%\x02\x06mentat\x04read\x00\x00\x06mentat\x0cwrite_output\x00\x01" + // imports
+	"\x03\x02\x01\x02\x05\x03\x01\x00\x02" + // a function, a memory of two pages
+	"\x07\x14\x02\x06memory\x02\x00\x07process\x00\x02" + // exports
+	"\x0a\x14\x01\x12\x00A\x00A\x00A\x00A\x80\x80\x04\x10\x00\x10\x01A\x00\x0b") // code
 
 // module is a WASM module with one memory and a function process of type
 // () -> i32, which its imports have too; names are pairs of module and name.

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,7 +35,33 @@ func TestMain(m *testing.M) {
 			}
 			os.Exit(cli.MainAt(context.Background(), now, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},
+		"ask": ask,
 	})
+}
+
+// ask is a program for transcripts: `ask METHOD URL [BODY]` prints the answer's
+// status, content type and body.
+func ask() {
+	body := ""
+	if len(os.Args) > 3 {
+		body = os.Args[3]
+	}
+	r, err := http.NewRequestWithContext(context.Background(), os.Args[1], os.Args[2], strings.NewReader(body))
+	var answer *http.Response
+	if err == nil {
+		answer, err = (&http.Client{Timeout: time.Minute}).Do(r)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	fmt.Println(answer.StatusCode, answer.Header.Get("Content-Type"), string(data))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // TestTranscripts runs the transcripts in testdata. They are what a person sees:
@@ -131,10 +159,11 @@ func goEnvironment(t *testing.T) []string {
 	return list
 }
 
-// buildHost builds mentat-host, which needs a C compiler.
+// buildHost builds the two hosts, which need a C compiler, and returns the lean
+// one's path.
 func buildHost(dir string) (string, error) {
 	path := filepath.Join(dir, "mentat-host")
-	cmd := exec.Command("go", "build", "-o", path, "../mentat-host")
+	cmd := exec.Command("go", "build", "-o", dir+"/", "../mentat-host", "../mentat-host-net")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -114,6 +114,12 @@ type Document struct {
 	Notices []string `json:"notices,omitempty"`
 }
 
+// Connects tells whether the run needs the host that has a network: the lean one
+// neither opens nor takes a connection.
+func (d *Document) Connects() bool {
+	return d.Serve != nil || d.Network != nil || d.LLM != nil || d.Media != nil && d.Media.S3 != nil
+}
+
 // Agent says who runs, as far as it was verified.
 type Agent struct {
 	ID        string `json:"id"`
@@ -141,6 +147,8 @@ type Preopen struct {
 	Host     string `json:"host"`
 	Guest    string `json:"guest"`
 	ReadOnly bool   `json:"readOnly"`
+	// Fresh gives each run a new directory below Host, which goes with it.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // Grant is one capability that the agent may use.
@@ -266,15 +274,25 @@ type Extension struct {
 	Command []string `json:"command"`
 }
 
-// Serve makes the host answer HTTP requests, each with a fresh instance.
+// Serve makes the host answer HTTP requests, each with a fresh instance. Limits
+// hold for each of them: InputBytes bounds a request's body, DeadlineMillis its
+// run.
 type Serve struct {
-	// Listen is host:port; the host may be empty.
+	// Listen is host:port; the host may be empty, which is every address.
 	Listen string `json:"listen"`
+	// Socket, if not 0, is the descriptor of a socket that listens there already.
+	Socket int `json:"socket,omitempty"`
 	// Concurrent bounds the instances at once, Queue the requests that wait.
 	Concurrent int `json:"concurrent"`
 	Queue      int `json:"queue"`
-	// DrainMillis is how long SIGTERM lets requests finish.
-	DrainMillis int64 `json:"drainMillis"`
+	// BufferBytes bounds the bodies that are held in memory at once.
+	BufferBytes int64 `json:"bufferBytes"`
+	// ContentType is what the output is; empty leaves it to what it looks like.
+	ContentType string `json:"contentType,omitempty"`
+	// DrainMillis is how long SIGTERM lets requests finish. In the first
+	// NoticeMillis of it new ones are still taken, while /readyz already says no.
+	DrainMillis  int64 `json:"drainMillis"`
+	NoticeMillis int64 `json:"noticeMillis,omitempty"`
 }
 
 // Audit says where records go.
@@ -391,6 +409,18 @@ func (d *Document) check(name string) error {
 	}
 	if m := d.Media; m != nil && (m.Dir == "") == (m.S3 == nil) {
 		return fault.New(fault.Internal, name, "media are kept in a directory or in S3, exactly one")
+	}
+	if s := d.Serve; s != nil {
+		switch {
+		case s.Concurrent < 1 || s.Concurrent > limits.ServeConcurrent || s.Queue < 0 || s.Queue > limits.ServeQueue:
+			return fault.New(fault.Internal, name, "%d requests at once and %d waiting, allowed are 1 to %d and 0 to %d", s.Concurrent, s.Queue, limits.ServeConcurrent, limits.ServeQueue)
+		case s.Listen == "" || s.Socket < 0 || s.Socket > 0 && s.Socket < 3:
+			return fault.New(fault.Internal, name, "an address to listen on and, if there is a socket, its descriptor are required")
+		case s.BufferBytes < d.Limits.InputBytes || s.NoticeMillis < 0 || s.DrainMillis < s.NoticeMillis:
+			return fault.New(fault.Internal, name, "what is held must hold one request, and the time to drain the notice")
+		case d.Limits.DeadlineMillis == 0:
+			return fault.New(fault.Internal, name, "a served run has a deadline")
+		}
 	}
 	if d.Limits.MemoryBytes <= 0 || d.Limits.InputBytes <= 0 || d.Limits.OutputBytes <= 0 || d.Limits.DeadlineMillis < 0 {
 		return fault.New(fault.Internal, name, "limits must be set")

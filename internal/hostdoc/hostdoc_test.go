@@ -25,7 +25,7 @@ func full() *Document {
 		Input:    Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\""},
 		Args:     []string{"agent", "--flag", ""},
 		Env:      []string{"A=B"},
-		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true}},
+		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true, Fresh: true}},
 		Config:   map[string]string{"k": "v", "a": "b"},
 		Grants:   []Grant{{Capability: "filesystem:read:/data", Rule: "r"}},
 		Denials:  []Denial{{Capability: "env:X", Rule: "r", Reason: "why"}},
@@ -40,7 +40,7 @@ func full() *Document {
 		Extensions:  []Extension{{Name: "x", Command: []string{"/x"}}},
 		SecretsFile: SecretsPath,
 		Framing:     FramingNDJSON,
-		Serve:       &Serve{Listen: ":8080", Concurrent: 1, Queue: 2, DrainMillis: 3},
+		Serve:       &Serve{Listen: ":8080", Socket: 3, Concurrent: 1, Queue: 2, BufferBytes: 6, ContentType: "text/plain", DrainMillis: 3, NoticeMillis: 1},
 		Audit:       &Audit{Dir: AuditDir, Bytes: 1},
 		Lock:        &Lock{Dial: true, Listen: true, Read: []string{"/a"}, Write: []string{"/b"}},
 		Limits:      Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, InputBytes: 6, OutputBytes: 7},
@@ -102,17 +102,27 @@ func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
 		reason fault.Reason
 		want   string
 	}{
-		"nothing":               {"", fault.Internal, "not JSON"},
-		"no JSON":               {"{", fault.Internal, "not JSON"},
-		"another type":          {"[]", fault.Internal, "not JSON"},
-		"no version":            {replace(`"version": 2,`, ``), fault.Unsupported, "version 0"},
-		"a newer version":       {replace(`"version": 2,`, `"version": 3,`), fault.Unsupported, "version 3"},
-		"an unknown field":      {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
-		"a wrong type":          {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
-		"an unknown entry":      {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
-		"an unknown input":      {replace(`"kind": "text"`, `"kind": "socket"`), fault.Internal, `input kind "socket"`},
-		"no memory":             {replace(`"memoryBytes": 1048576`, `"memoryBytes": 0`), fault.Internal, "limits must be set"},
-		"a negative limit":      {replace(`"deadlineMillis": 5`, `"deadlineMillis": -5`), fault.Internal, "limits must be set"},
+		"nothing":          {"", fault.Internal, "not JSON"},
+		"no JSON":          {"{", fault.Internal, "not JSON"},
+		"another type":     {"[]", fault.Internal, "not JSON"},
+		"no version":       {replace(`"version": 2,`, ``), fault.Unsupported, "version 0"},
+		"a newer version":  {replace(`"version": 2,`, `"version": 3,`), fault.Unsupported, "version 3"},
+		"an unknown field": {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
+		"a wrong type":     {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
+		"an unknown entry": {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
+		"an unknown input": {replace(`"kind": "text"`, `"kind": "socket"`), fault.Internal, `input kind "socket"`},
+		"no memory":        {replace(`"memoryBytes": 1048576`, `"memoryBytes": 0`), fault.Internal, "limits must be set"},
+		"a negative limit": {replace(`"deadlineMillis": 5`, `"deadlineMillis": -5`), fault.Internal, "limits must be set"},
+		"no instance": {replace(`"concurrent": 1,
+    "queue": 2`, `"concurrent": 0,
+    "queue": 2`), fault.Internal, "0 requests at once"},
+		"no address":                {replace(`"listen": ":8080"`, `"listen": ""`), fault.Internal, "an address to listen on"},
+		"a standard stream":         {replace(`"socket": 3`, `"socket": 1`), fault.Internal, "its descriptor"},
+		"too many waiting":          {replace(`"queue": 2`, `"queue": 1000000`), fault.Internal, "1000000 waiting"},
+		"a body beyond the buffer":  {replace(`"bufferBytes": 6`, `"bufferBytes": 5`), fault.Internal, "hold one request"},
+		"a notice beyond the drain": {replace(`"drainMillis": 3`, `"drainMillis": 0`), fault.Internal, "the notice"},
+		"served without end": {replace(`
+    "deadlineMillis": 5,`, ""), fault.Internal, "has a deadline"},
 		"a key twice":           {replace(`"entry": "process"`, `"entry": "process", "entry": "command"`), fault.Internal, "twice"},
 		"a key in another case": {replace(`"readOnly": true`, `"readonly": true`), fault.Internal, "another case"},
 		"bad UTF-8":             {replace(`"A=B"`, "\"A=\xff\""), fault.Internal, "not UTF-8"},
@@ -179,4 +189,22 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("accepted %q is written as %q, %v", data, again, err)
 		}
 	})
+}
+
+func TestWhatReachesANetworkNeedsTheOtherHost(t *testing.T) {
+	for name, doc := range map[string]Document{
+		"nothing":               {},
+		"media in a directory":  {Media: &Media{Dir: "/m"}},
+		"network":               {Network: &Network{}},
+		"a language model":      {LLM: &LLM{}},
+		"media in a bucket":     {Media: &Media{S3: &MediaS3{}}},
+		"serving":               {Serve: &Serve{}},
+		"an extension":          {Extensions: []Extension{{Name: "x"}}},
+		"framing of the output": {Framing: FramingNDJSON},
+	} {
+		want := strings.Contains("network a language model media in a bucket serving", name)
+		if got := doc.Connects(); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }

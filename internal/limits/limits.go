@@ -128,6 +128,61 @@ const (
 	HostDocumentBytes = 4 * MiB
 )
 
+// Serving limits: of requests, and of what a manifest may ask for.
+const (
+	// ServeConcurrent and ServeQueue are the most instances at once and the most
+	// requests that wait.
+	ServeConcurrent = 256
+	ServeQueue      = 4096
+	// DefaultServeConcurrent and DefaultServeQueue hold when nothing is said.
+	DefaultServeConcurrent = 8
+	DefaultServeQueue      = 32
+	// DefaultServeBody bounds a request's body when nothing is said.
+	DefaultServeBody = 4 * MiB
+	// ServeBuffers is the least that all bodies together may take.
+	ServeBuffers = 16 * MiB
+	// ServeHeld is how much of an output is held back for the sake of a status
+	// that fits how the run ends.
+	ServeHeld = 256 * KiB
+	// ServeShare is what a running request takes in the host, its guest's memory
+	// and its body aside: what is held back, a connection, a thread.
+	ServeShare = 512 * KiB
+	// ServeHeader bounds a request's line and header.
+	ServeHeader = 16 * KiB
+	// ServeConnections are the connections beyond those whose requests run or
+	// wait: probes, keep-alive, requests that arrive.
+	ServeConnections = 128
+	// MinServeMemory is the least guest memory that a container's limit may leave
+	// to each of the instances at once.
+	MinServeMemory = 1 * MiB
+	// GoodServeMemory is what each is given before there is another, when the
+	// manifest says nothing.
+	GoodServeMemory = 64 * MiB
+	// MinServeHost is the least that is left to a host that serves.
+	MinServeHost = 24 * MiB
+)
+
+// Times of serving.
+const (
+	// DefaultServeDeadline bounds a request's run when the manifest does not.
+	DefaultServeDeadline = 5 * time.Minute
+	// ServeHeaderTime and ServeBodyTime bound how long a client may take to send.
+	ServeHeaderTime = 5 * time.Second
+	ServeBodyTime   = 30 * time.Second
+	// ServeQueueTime bounds how long a request waits for an instance.
+	ServeQueueTime = 30 * time.Second
+	// ServeStall bounds how long a client may take nothing of an answer.
+	ServeStall = 30 * time.Second
+	// ServeIdle is how long a connection may rest between requests.
+	ServeIdle = 75 * time.Second
+	// ServeHeartbeat is how often a silent event stream shows that it lives.
+	ServeHeartbeat = 15 * time.Second
+	// DefaultServeDrain and ServeNotice are how SIGTERM ends a server when
+	// nothing is said; with [DrainGrace] they fit into Kubernetes' thirty seconds.
+	DefaultServeDrain = 25 * time.Second
+	ServeNotice       = 2 * time.Second
+)
+
 // Limits of what the host does on a guest's behalf.
 const (
 	// URLBytes bounds a URL.

@@ -86,6 +86,9 @@ type Service struct {
 type Host struct {
 	// Binary is mentat-host; empty means next to the running program.
 	Binary string `toml:"binary"`
+	// NetBinary is mentat-host-net, which runs those that are served or reach a
+	// network; empty means next to mentat-host.
+	NetBinary string `toml:"net_binary"`
 }
 
 // Cache is the cache of compiled modules.
@@ -216,7 +219,7 @@ func (c *Config) resolve() (*Config, error) {
 	for _, p := range []*string{
 		&c.Verify.Policy, &c.Verify.Trust, &c.Verify.State, &c.Verify.HostsDir, &c.Verify.DockerConfig,
 		&c.Capability.Policy, &c.Capability.Media, &c.Audit.Spool, &c.Audit.Log, &c.Audit.Anchor,
-		&c.Host.Binary, &c.Cache.Dir, &c.Cache.Memory,
+		&c.Host.Binary, &c.Host.NetBinary, &c.Cache.Dir, &c.Cache.Memory,
 	} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(c.Dir, *p)

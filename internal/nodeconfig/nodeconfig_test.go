@@ -58,6 +58,7 @@ required = true
 listen = "127.0.0.1:9"
 [host]
 binary = "bin/mentat-host"
+net_binary = "bin/other"
 [cache]
 dir = "c"
 memory = "m"
@@ -72,7 +73,7 @@ binary = "runc-of-mine"
 		Capability: Capability{Policy: dir + "/c.yaml", Media: dir + "/media"},
 		Audit:      Audit{Spool: dir + "/spool", Log: dir + "/log", Anchor: dir + "/a", Required: true},
 		Service:    Service{Listen: "127.0.0.1:9"},
-		Host:       Host{Binary: dir + "/bin/mentat-host"},
+		Host:       Host{Binary: dir + "/bin/mentat-host", NetBinary: dir + "/bin/other"},
 		Cache:      Cache{Dir: dir + "/c", Memory: dir + "/m"},
 		Runtime:    Runtime{Binary: "runc-of-mine"},
 		Dir:        dir,

@@ -44,6 +44,11 @@ static const size_t OVERWRITTEN = 2 << 20;
 // and is not told for whom a memory is.
 static _Thread_local mt_run *instantiating;
 
+// in_use is what all runs' memories have together.
+static _Atomic size_t in_use;
+
+size_t mt_memory_in_use(void) { return atomic_load(&in_use); }
+
 static wasmtime_error_t *refuse(mt_run *run, const char *why) {
   atomic_store(&run->refused, 1);
   return wasmtime_error_new(why);
@@ -71,6 +76,7 @@ static wasmtime_error_t *memory_grow(void *env, size_t size) {
   }
   m->size = size;
   run->memory_used += more;
+  atomic_fetch_add(&in_use, more);
   return NULL;
 }
 
@@ -132,6 +138,7 @@ static struct mt_memory *pool_take(void) {
 static void memory_free(void *env) {
   struct mt_memory *m = env;
   m->run->memory_used -= m->size;
+  atomic_fetch_sub(&in_use, m->size);
   m->run->memory = NULL;
   m->run = NULL;
   m->size = 0;

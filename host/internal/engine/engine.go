@@ -480,6 +480,9 @@ func (r *Run) MemoryRefused() bool { return C.mt_run_refused(r.p) != 0 }
 // MemoryBytes is the size of the guest's memory.
 func (r *Run) MemoryBytes() int64 { return int64(C.mt_run_memory_used(r.p)) }
 
+// MemoryInUse is the size of the memories of all guests of this process.
+func MemoryInUse() int64 { return int64(C.mt_memory_in_use()) }
+
 // Close frees the run.
 func (r *Run) Close() {
 	r.mu.Lock()

@@ -99,6 +99,7 @@ int mt_run_global(mt_run *, const char *, size_t, int64_t *);
 uint8_t *mt_run_memory(mt_run *, size_t *);
 void mt_run_stop(mt_run *);
 size_t mt_run_memory_used(mt_run *);
+size_t mt_memory_in_use(void);
 int mt_run_refused(mt_run *);
 void mt_run_delete(mt_run *);
 void mt_wasi_outputs(wasi_config_t *, uintptr_t handle, int custom_out, int custom_err);

@@ -48,6 +48,15 @@ type inspected struct {
 	Grant       *grantInfo        `json:"grant,omitempty"`
 	MemoryLimit int64             `json:"memory_limit,omitempty"`
 	Deadline    string            `json:"deadline,omitempty"`
+	Served      *servedInfo       `json:"served,omitempty"`
+}
+
+// servedInfo is how an agent of mode serve is served where it has the memory.
+type servedInfo struct {
+	Address     string `json:"address"`
+	Concurrency int    `json:"concurrency"`
+	Queue       int    `json:"queue"`
+	Body        int64  `json:"body"`
 }
 
 type blobInfo struct {
@@ -123,6 +132,9 @@ func (r *inspectResult) Text(w *display.Writer) {
 			w.Field("memory", "at most %s", display.Size(im.MemoryLimit))
 		}
 		w.Field("deadline", "%s", im.Deadline)
+		if s := im.Served; s != nil {
+			w.Field("served", "on %s: %d requests at once, %d waiting, bodies up to %s", s.Address, s.Concurrency, s.Queue, display.Size(s.Body))
+		}
 		im.Grant.text(w)
 		if i == 0 {
 			w.List("drift", r.Drift)
@@ -335,6 +347,10 @@ func inspectOne(ctx context.Context, t *target, one fetchedArtifact, j *judgemen
 	}
 	im.ID, im.Version, im.Description, im.Runtime = one.Agent.ID, one.Agent.Version, one.Agent.Description, one.Agent.Runtime
 	im.MemoryLimit = one.Agent.MemoryLimit()
+	if one.Agent.Serving() {
+		s := one.Agent.Served("")
+		im.Served = &servedInfo{s.Listen, s.Concurrent, s.Queue, one.Agent.BodyLimit()}
+	}
 	if d := one.Agent.Deadline(); d > 0 {
 		im.Deadline = d.String()
 	}

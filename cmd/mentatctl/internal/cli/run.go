@@ -40,6 +40,7 @@ type runOptions struct {
 	// what the manifest asks for, too.
 	allow        []string
 	capabilities string
+	serve        serveFlags
 	trust        trustFlags
 	remote       remoteFlags
 }
@@ -60,17 +61,23 @@ agent's manifest asks for, and serve it. What is on disk is yours and counts as
 verified for them; a reference has the trust level that the policy gives it. Their
 denials hold for flags, too.
 
+An agent whose manifest says "mode: serve", or any with --serve, answers HTTP
+requests instead, on this machine alone unless --listen says otherwise; Ctrl-C
+lets the requests that run finish.
+
 The agent's exit status is passed on. run itself fails with 125.`,
 		Example: `  mentatctl run hello --input input.json
   echo '{"text": "one two"}' | mentatctl run hello
   mentatctl run tool.wasm --dir ./data::/data::ro --env LANG=C -- --verbose /data/in.txt
   mentatctl run hello --allow network:https:api.example.com --capabilities ~/.mentat/capabilities.yaml
-  mentatctl run registry.example.com/agents/hello:0.1.0 --input input.json`,
+  mentatctl run registry.example.com/agents/hello:0.1.0 --input input.json
+  mentatctl run hello --serve --listen 127.0.0.1:9000`,
 		Args: wantArgs(1, -1, "an agent's directory, a .wasm file or a reference"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.trust.check(cmd); err != nil {
 				return err
 			}
+			o.serve.said = cmd.Flags().Changed("serve")
 			if flag := changed(cmd, "policy", "config"); flag != "" && isLocal(args[0]) {
 				return fault.New(fault.Usage, args[0], "--%s judges references; what is on disk is yours to run", flag).WithHint("mentatctl verify judges a directory")
 			}
@@ -84,6 +91,7 @@ The agent's exit status is passed on. run itself fails with 125.`,
 	cmd.Flags().StringVar(&o.capabilities, "capabilities", "", "grant and serve by the capability policy in this `FILE`, too")
 	cmd.Flags().Int64Var(&o.memory, "memory", 0, "bound the agent's memory to this many `MB`")
 	cmd.Flags().DurationVar(&o.deadline, "deadline", 0, "end the agent after this `DURATION`")
+	o.serve.add(cmd)
 	o.trust.add(cmd)
 	o.remote.add(cmd)
 	a.progresses(cmd)
@@ -137,6 +145,9 @@ func (a *app) run(ctx context.Context, name string, args []string, o *runOptions
 	doc, err := a.document(r, path, args, o, grant)
 	if err != nil {
 		return err
+	}
+	if o.serve.wanted(r.agent) {
+		return a.serve(ctx, host, doc, secrets, r.agent, o, args)
 	}
 	return a.exec(ctx, host, doc, secrets)
 }
@@ -464,7 +475,13 @@ func inputError(name string, err error) error {
 }
 
 // exec runs mentat-host and returns the agent's status as an [agentExit].
-func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document, secrets hostdoc.Secrets) error {
+func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document, secrets hostdoc.Secrets, files ...*os.File) error {
+	if doc.Connects() {
+		var err error
+		if host, err = netHost(host); err != nil {
+			return err
+		}
+	}
 	dir, err := os.MkdirTemp("", "mentat-run-")
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "", "cannot make a directory for the run")
@@ -490,6 +507,7 @@ func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document, secr
 	}
 	cmd := exec.Command(host, "run", "--document", path)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
+	cmd.ExtraFiles = files
 	// The host gets no variable of this environment: what the guest sees stands
 	// in the document, and GODEBUG and the like would change the host itself.
 	cmd.Env = []string{}
