@@ -434,8 +434,11 @@ func TestAServiceThatCannotBeOpenedIsReported(t *testing.T) {
 		"no extension": {func(d *hostdoc.Document) {
 			d.Extensions = []hostdoc.Extension{{Name: "x", Command: []string{"/nonexistent"}}}
 		}, fault.Unavailable},
-		"a server": {func(d *hostdoc.Document) { d.Serve = &hostdoc.Serve{Listen: ":0"} }, fault.Unsupported},
-		"a lock":   {func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} }, fault.Unsupported},
+		"a server": {func(d *hostdoc.Document) {
+			d.Limits.DeadlineMillis = 1000
+			d.Serve = &hostdoc.Serve{Listen: "256.0.0.1:1", Concurrent: 1, BufferBytes: 1 << 20, DrainMillis: 1}
+		}, fault.Unavailable},
+		"a lock": {func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} }, fault.Unsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := execute(t, guest(capability, "fetch", "{}", ""), func(d *hostdoc.Document) {
