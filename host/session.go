@@ -19,6 +19,7 @@ import (
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
 )
 
 // The ABI's error codes.
@@ -172,7 +173,9 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 		readable: map[media.Ref]struct{}{},
 	}
 	// A cancelled run is asked to end first; what it asked for goes on until then.
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.ctx, s.cancel = context.WithCancel(backend.WithCounter(context.WithoutCancel(ctx), func(used manifest.Capability, rules []string) {
+		s.counted(used.String(), "use", rules)
+	}))
 	for _, refs := range [][]media.Ref{p.given, r.media} {
 		for _, ref := range refs {
 			s.readable[ref] = struct{}{}
