@@ -209,9 +209,9 @@ func (s *service) refresh(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, refreshTime)
 	defer cancel()
-	p, err := verifier.LoadPolicy(s.Config.Verify.Policy)
+	v, err := verifier.Open(s.Config.Verify, s.Clock)
 	if err == nil {
-		err = fetch.Refresh(ctx, p, s.Config.Verify, nil, s.Clock, false)
+		err = fetch.Refresh(ctx, v, s.Config.Verify, nil, false)
 	}
 	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return
