@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/integration/node"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // guestAsks asks for two variables, of which it may have one, prints the marker
@@ -95,7 +97,7 @@ func (s *service) end(sig syscall.Signal) int {
 
 // record is one of `mentatctl audit show`.
 type record struct {
-	Seq                                                      int64
+	Seq, Count                                               int64
 	Event, Agent, Container, Subject, Policy, Result, Reason string
 	Record                                                   json.RawMessage
 }
@@ -322,6 +324,57 @@ func TestNoRecordIsLostWhoeverIsKilled(t *testing.T) {
 		t.Errorf("SIGTERM ended the service with %d: %s", status, s.logs)
 	}
 	g.intact()
+}
+
+// guestFloods asks five thousand times for what it may not have.
+const guestFloods = `(module
+  (import "mentat" "request_capability" (func $request (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1 1)
+  (data (i32.const 32) "env:SECRET")
+  (func (export "process") (result i32) (local $n i32)
+    (loop $more
+      (drop (call $request (i32.const 32) (i32.const 10) (i32.const 0) (i32.const 0)))
+      (local.set $n (i32.add (local.get $n) (i32.const 1)))
+      (br_if $more (i32.lt_u (local.get $n) (i32.const 5000))))
+    (i32.const 0)))`
+
+// An agent that makes decisions by the thousand fills no disk and is not held up,
+// and what has no record of its own is counted.
+func TestAFloodOfDecisionsIsBoundedAndTold(t *testing.T) {
+	g := newGuarded(t)
+	id := g.id()
+	if got := g.run("", g.signed("floods", guestFloods, ""), id); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	var size int64
+	err := filepath.WalkDir(filepath.Join(g.Root, "audit", "spool", "run"), func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			size += info.Size()
+		}
+		return err
+	})
+	if err != nil || size > limits.AuditRunBytes+64*limits.KiB {
+		t.Errorf("%d bytes wait, %v", size, err)
+	}
+	var denied, lost int64
+	for _, r := range g.records("--container", id) {
+		switch {
+		case r.Event == audit.EventDecision && r.Result == audit.Denied:
+			denied += r.Count
+		case r.Event == audit.EventLoss:
+			lost += r.Count
+		}
+	}
+	if denied == 0 || lost == 0 || denied+lost < 5000 {
+		t.Errorf("%d denials are recorded, %d records lost", denied, lost)
+	}
+	if got := g.executions(id); got != "success" {
+		t.Errorf("executions %q", got)
+	}
 }
 
 // answers checks that the service tells its health and metrics.

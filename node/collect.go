@@ -122,19 +122,29 @@ func (c *collector) add(spool string, l audit.Line, record any, pending *[]chain
 
 // losses records what was dropped before it could be taken.
 func (c *collector) losses(spool, instance string, b audit.Batch, pending *[]chain.Pending) {
-	lost := map[string]int64{}
-	taken := c.log.Taken(spool)
+	for in, loss := range lossesOf(b, c.log.Taken(spool), instance, c.clock()) {
+		*pending = append(*pending, chain.Pending{Source: &chain.Source{Spool: spool, File: in}, Record: loss})
+	}
+}
+
+// lossesOf are the records of what made way for others before it was taken, by the
+// file that tells of it.
+func lossesOf(b audit.Batch, taken audit.Taken, instance string, now time.Time) map[string]*audit.Loss {
+	losses := map[string]*audit.Loss{}
 	for _, l := range b.Lost {
 		had, _ := taken(l.File)
-		if n := l.Lines - had; n > 0 {
-			lost[l.In] += n
+		n := l.Lines - had
+		if n <= 0 {
+			continue
 		}
+		if losses[l.In] == nil {
+			losses[l.In] = &audit.Loss{
+				Timestamp: audit.At(now), EventType: audit.EventLoss, InstanceID: instance, Reason: "there was no room for them before they were collected",
+			}
+		}
+		losses[l.In].Lost += n
 	}
-	for in, n := range lost {
-		*pending = append(*pending, chain.Pending{Source: &chain.Source{Spool: spool, File: in}, Record: &audit.Loss{
-			Timestamp: audit.At(c.clock()), EventType: audit.EventLoss, InstanceID: instance, Lost: n, Reason: "there was no room for them before they were collected",
-		}})
-	}
+	return losses
 }
 
 // foreign records a line that should not be there; a torn one was to be expected.

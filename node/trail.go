@@ -132,7 +132,19 @@ func (t *Trail) spooled() ([]Item, error) {
 		head = &chain.Head{}
 	}
 	var items []Item
-	add := func(spool, dir string, read func(line []byte) (any, error)) error {
+	give := func(source chain.Source, record any) error {
+		if t.waiting[source] {
+			return nil
+		}
+		data, err := json.Marshal(record)
+		if err != nil {
+			return err
+		}
+		t.waiting[source] = true
+		items = append(items, itemOf(data))
+		return nil
+	}
+	add := func(spool, dir, instance string, read func(line []byte) (any, error)) error {
 		b, err := audit.NewSource(dir).Next(1<<30, head.Taken(spool))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -140,22 +152,23 @@ func (t *Trail) spooled() ([]Item, error) {
 		if err != nil {
 			return err
 		}
-		for _, l := range b.Lines {
-			source := chain.Source{Spool: spool, File: l.File, Line: l.Number}
-			record, err := read(l.Data)
-			if err != nil || t.waiting[source] {
-				continue
-			}
-			data, err := json.Marshal(record)
-			if err != nil {
+		for in, loss := range lossesOf(b, head.Taken(spool), instance, t.clock()) {
+			if err := give(chain.Source{Spool: spool, File: in}, loss); err != nil {
 				return err
 			}
-			t.waiting[source] = true
-			items = append(items, itemOf(data))
+		}
+		for _, l := range b.Lines {
+			record, err := read(l.Data)
+			if err != nil {
+				continue
+			}
+			if err := give(chain.Source{Spool: spool, File: l.File, Line: l.Number}, record); err != nil {
+				return err
+			}
 		}
 		return nil
 	}
-	if err := add(nodeSpool, t.spools.Node(), rooted); err != nil {
+	if err := add(nodeSpool, t.spools.Node(), "", rooted); err != nil {
 		return nil, err
 	}
 	keys, err := t.spools.Runs()
@@ -167,7 +180,7 @@ func (t *Trail) spooled() ([]Item, error) {
 		if err != nil {
 			continue // gone meanwhile, or none
 		}
-		if err := add(runPrefix+key, t.spools.In(key), func(line []byte) (any, error) { return stamped(line, id, t.clock()) }); err != nil {
+		if err := add(runPrefix+key, t.spools.In(key), id.Container, func(line []byte) (any, error) { return stamped(line, id, t.clock()) }); err != nil {
 			return nil, err
 		}
 	}

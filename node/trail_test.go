@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 func (b *bench) trail() *Trail {
@@ -105,6 +107,49 @@ func TestASummaryCountsByAgentRuleAndResult(t *testing.T) {
 	want := []Tally{{"example.agent", "none", audit.Denied, 1}, {"example.agent", "soon", audit.DryRun, 3}}
 	if len(s.Decisions) != 2 || s.Decisions[0] != want[0] || s.Decisions[1] != want[1] || s.Lost != 4 || s.Admissions[audit.Denied] != 1 || s.Executions[audit.Killed] != 1 || s.Anomalies != 1 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A loss shows even where nobody collects, and once.
+func TestATrailTellsOfALossBeforeItIsLogged(t *testing.T) {
+	b := newBench(t)
+	id, _ := b.run("c1")
+	s := audit.OpenSpool(b.spools.In(id.Key), 16*limits.KiB)
+	data, err := json.Marshal(&audit.Decision{Timestamp: audit.At(began), EventType: audit.EventDecision, Result: audit.Denied})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const all = 500
+	for range all {
+		if err := s.Append(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	follows := b.trail()
+	count := func(tr *Trail) (kept, lost int64) {
+		t.Helper()
+		err := tr.Next(Filter{Container: "c1"}, func(i Item) error {
+			if i.Event == audit.EventLoss {
+				lost += i.Count
+			} else {
+				kept++
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return kept, lost
+	}
+	if kept, lost := count(follows); kept+lost != all || lost == 0 {
+		t.Errorf("%d wait and %d are lost of %d", kept, lost, all)
+	}
+	b.collect()
+	if kept, lost := count(follows); kept+lost != 0 {
+		t.Errorf("shown again from the log: %d, %d lost", kept, lost)
+	}
+	if kept, lost := count(b.trail()); kept+lost != all || lost == 0 {
+		t.Errorf("logged: %d, and %d lost, of %d", kept, lost, all)
 	}
 }
 
