@@ -401,6 +401,9 @@ func TestAGuestChatsWithAModelOfTheNode(t *testing.T) {
 	if r.status != 0 || !strings.Contains(r.stdout, `{"delta":{"content":"hello ****`) || !strings.HasSuffix(r.stdout, "{\"finish\":\"stop\"}\n") {
 		t.Errorf("status %d, %q\n%s", r.status, r.stdout, r.stderr)
 	}
+	if !strings.Contains(r.stderr, "a chat with m-1 of the provider p used ") || !strings.Contains(r.stderr, "tokens (estimated)") {
+		t.Errorf("nobody is told what the chat used: %s", r.stderr)
+	}
 	if found := leaks(r.stdout + r.stderr + r.left); len(found) > 0 {
 		t.Errorf("the secret shows: %v", found)
 	}

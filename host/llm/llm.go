@@ -26,21 +26,6 @@ import (
 	"github.com/mentatlab/mentat/manifest"
 )
 
-// Usage is what one chat used.
-type Usage struct {
-	// Run is the run's id.
-	Run string
-	// Provider and Model are the node's provider and what the guest asked for.
-	Provider, Model string
-	// Prompt and Completion are tokens. Estimated says that the provider did not
-	// count them, or was not heard to the end.
-	Prompt, Completion int64
-	Estimated          bool
-}
-
-// Meter is told what chats used. Calls come from several goroutines.
-type Meter interface{ Usage(u Usage) }
-
 // Config is what a [Backend] is made from.
 type Config struct {
 	// Document says what is granted and, in its LLM, how it is served.
@@ -49,8 +34,8 @@ type Config struct {
 	Secrets hostdoc.Secrets
 	// Resolver finds addresses; nil is the system's.
 	Resolver dialer.Resolver
-	// Meter may be nil.
-	Meter Meter
+	// Meters may be nil.
+	Meters *backend.Meters
 }
 
 // Backend serves llm capabilities ([backend.Backend]).
@@ -59,7 +44,7 @@ type Backend struct {
 	providers []*provider
 	mask      *secret.Mask
 	queue     *queue.Queue
-	meter     Meter
+	meters    *backend.Meters
 	tokens    int64
 	// idle is how long a model may say nothing.
 	idle time.Duration
@@ -87,7 +72,7 @@ func New(c Config) (*Backend, error) {
 	}
 	b := &Backend{
 		queue:  queue.New(limits.LLMConcurrent, limits.QueuedCalls, 4*limits.LLMRequestBytes),
-		meter:  c.Meter,
+		meters: c.Meters,
 		tokens: l.Tokens,
 		idle:   limits.LLMIdleTime,
 		runs:   map[string]*budget{},

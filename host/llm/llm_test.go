@@ -103,16 +103,16 @@ const (
 // meter keeps what it is told.
 type meter struct {
 	mu   sync.Mutex
-	seen []Usage
+	seen []backend.Usage
 }
 
-func (m *meter) Usage(u Usage) {
+func (m *meter) tell(u backend.Usage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.seen = append(m.seen, u)
 }
 
-func (m *meter) all() []Usage {
+func (m *meter) all() []backend.Usage {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.seen)
@@ -136,11 +136,12 @@ func newWorld(t *testing.T, edit func(*Config)) *world {
 		},
 		Secrets:  hostdoc.Secrets{"key": canary},
 		Resolver: testnet.NewResolver().Set("llm.example", "127.0.0.1"), // the operator's endpoint may be private
-		Meter:    w.meter,
+		Meters:   &backend.Meters{},
 	}
 	if edit != nil {
 		edit(&c)
 	}
+	c.Meters.Add(w.meter.tell)
 	b, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +219,7 @@ func TestAChatStreamsItsLines(t *testing.T) {
 	if a.refusal != nil || a.head != `{"model":"m-2026"}` || a.lines != want {
 		t.Errorf("%+v", a)
 	}
-	if got := w.meter.all(); len(got) != 1 || got[0] != (Usage{Run: "run", Provider: "main", Model: "m-1", Prompt: 7, Completion: 2}) {
+	if got := w.meter.all(); len(got) != 1 || got[0] != (backend.Usage{Run: "run", Provider: "main", Model: "m-1", Prompt: 7, Completion: 2}) {
 		t.Errorf("%+v", got)
 	}
 }

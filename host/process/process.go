@@ -43,7 +43,7 @@ type Options struct {
 	// Services opens what the document asks for of a network; nil refuses such a
 	// document. Nothing of the guest has run when it is called, and the process is
 	// not locked.
-	Services func(doc *hostdoc.Document, secrets hostdoc.Secrets) (Services, error)
+	Services func(doc *hostdoc.Document, secrets hostdoc.Secrets, meters *backend.Meters) (Services, error)
 	// Serve answers requests, as the document's Serve says, until the context
 	// ends, and reports the exit; nil refuses such a document.
 	Serve func(ctx context.Context, doc *hostdoc.Document, o host.Options) hostdoc.Exit
@@ -172,7 +172,9 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 		}
 	}
 	if o.Services != nil {
-		s, err := o.Services(doc, secrets)
+		options.Meters = new(backend.Meters)
+		options.Meters.Add(func(u backend.Usage) { log.line("info", "host", usageLine(u)) })
+		s, err := o.Services(doc, secrets, options.Meters)
 		if err != nil {
 			return host.Options{}, nil, errors.Join(err, closeAll(options.Backends))
 		}
@@ -188,6 +190,15 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 		}
 	}
 	return options, done, nil
+}
+
+// usageLine says what a chat used.
+func usageLine(u backend.Usage) string {
+	counted := ""
+	if u.Estimated {
+		counted = " (estimated)"
+	}
+	return fmt.Sprintf("run %s: a chat with %s of the provider %s used %d prompt and %d completion tokens%s", u.Run, u.Model, u.Provider, u.Prompt, u.Completion, counted)
 }
 
 func closeAll(backends map[string]backend.Backend) error {
