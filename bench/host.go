@@ -46,33 +46,38 @@ func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	document := func(name string, module []byte) (string, error) {
+	// command is the host's command line for a module, locked as in a container.
+	command := func(name string, module []byte) ([]string, error) {
 		entry, err := cache.Module(ctx, digest.FromBytes(module), func() (io.ReadCloser, error) {
 			return io.NopCloser(bytes.NewReader(module)), nil
 		})
 		if err != nil {
-			return "", err
+			return nil, err
+		}
+		path, exit := filepath.Join(dir, name+".json"), filepath.Join(dir, name+".exit")
+		if err := os.WriteFile(exit, nil, 0o600); err != nil {
+			return nil, err
 		}
 		doc := hostdoc.Document{
 			Agent:    hostdoc.Agent{ID: "org.example." + name, Version: "1.0.0", Module: digest.FromBytes(module).String(), Trust: "signed"},
 			Instance: name, Module: entry.Path, Input: hostdoc.Input{Kind: hostdoc.InputStdin}, Args: []string{"agent.wasm"},
 			Limits:   hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
-			ExitFile: filepath.Join(dir, name+".exit"), LogFormat: "json",
+			ExitFile: exit, LogFormat: "json",
+			Lock: &hostdoc.Lock{Read: []string{path, entry.Path}, Write: []string{exit}},
 		}
 		data, err := doc.Marshal()
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		path := filepath.Join(dir, name+".json")
-		return path, os.WriteFile(path, data, 0o600)
+		return hostdoc.Command(host, path, doc.Lock), os.WriteFile(path, data, 0o600)
 	}
-	first, err := document("first", guestFirst)
+	first, err := command("first", guestFirst)
 	if err != nil {
 		return nil, err
 	}
 	var ours, floor []float64
 	for i := range 10 * (pairs + 1) {
-		a, err := firstByte(exec.CommandContext(ctx, host, "run", "--document", first))
+		a, err := firstByte(exec.CommandContext(ctx, first[0], first[1:]...))
 		if err != nil {
 			return nil, err
 		}
@@ -93,13 +98,13 @@ func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
 		{"idle", "mentat-host: PSS idle in read, 1 s after start", guestIdle},
 		{"idle-wasi", "mentat-host: the same, WASI command in fd_read", guestIdleWASI},
 	} {
-		path, err := document(guest.name, guest.module)
+		words, err := command(guest.name, guest.module)
 		if err != nil {
 			return results, err
 		}
 		var sizes []float64
 		for range min(pairs, idleRuns) {
-			size, err := idlePSS(exec.CommandContext(ctx, host, "run", "--document", path))
+			size, err := idlePSS(exec.CommandContext(ctx, words[0], words[1:]...))
 			if err != nil {
 				return results, err
 			}

@@ -26,6 +26,10 @@ type Streams struct {
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer
+	// Locked, if not nil, is called once the module is loaded and before the
+	// guest's first instruction: the host takes from itself what it needs no more
+	// (package lock).
+	Locked func() error
 }
 
 // Signal is the cause of a context that a signal cancelled; a run that does not
@@ -116,6 +120,12 @@ func start(ctx context.Context, doc *hostdoc.Document, log *logger, streams Stre
 	mod, err := eng.Load(doc.Module)
 	if err != nil {
 		return nil, loadError(doc.Module, err)
+	}
+	if streams.Locked != nil {
+		if err := streams.Locked(); err != nil {
+			mod.Close()
+			return nil, err
+		}
 	}
 	// A guest that was left behind still uses them.
 	var release []func()

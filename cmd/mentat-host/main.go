@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/mentatlab/mentat/host"
+	"github.com/mentatlab/mentat/host/lock"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -54,10 +55,6 @@ func run(args []string) int {
 	if err := flags.Parse(args); err != nil {
 		return fault.RowOf(fault.Usage).Exit
 	}
-	if flags.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, fault.New(fault.Usage, "mentat-host run", "unexpected argument %q", flags.Arg(0)))
-		return fault.RowOf(fault.Usage).Exit
-	}
 	frugal()
 	settle()
 	doc, err := hostdoc.Read(*document)
@@ -65,7 +62,17 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return fault.ExitStatus(err)
 	}
-	exit, _ := host.Run(signals(doc), doc, host.Streams{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
+	// What follows the flags is the lock's, which must be the document's.
+	status, err := lock.Early(doc.Lock, flags.Args())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return fault.ExitStatus(err)
+	}
+	doc.Notices = append(doc.Notices, status.Missing...)
+	exit, _ := host.Run(signals(doc), doc, host.Streams{
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Locked: func() error { return lock.Enter(doc.Lock) },
+	})
 	return exit.Status
 }
 

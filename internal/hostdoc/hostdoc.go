@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"path"
+	"slices"
+	"strings"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -268,9 +271,54 @@ type Lock struct {
 	Dial   bool `json:"dial,omitempty"`
 	Listen bool `json:"listen,omitempty"`
 	// Read and Write are the directories and files that stay reachable, Write
-	// for reading too.
+	// for reading too. All paths are absolute and clean.
 	Read  []string `json:"read,omitempty"`
 	Write []string `json:"write,omitempty"`
+	// Execute are the programs that the host starts before it locks itself
+	// ([Extension]). They inherit the limits on files and signals.
+	Execute []string `json:"execute,omitempty"`
+}
+
+// Args are the words that follow the document's path on the host's command line:
+// a part of the lock is put on before the host can read a document. They are
+// one to one with the lock; nil gives none.
+func (l *Lock) Args() []string {
+	if l == nil {
+		return nil
+	}
+	args := []string{"lock"}
+	if l.Dial {
+		args = append(args, "dial")
+	}
+	if l.Listen {
+		args = append(args, "listen")
+	}
+	for _, list := range []struct {
+		word  string
+		paths []string
+	}{{"read=", l.Read}, {"write=", l.Write}, {"execute=", l.Execute}} {
+		for _, p := range list.paths {
+			args = append(args, list.word+p)
+		}
+	}
+	return args
+}
+
+func (l *Lock) check(name string) error {
+	if l == nil {
+		return nil
+	}
+	for _, p := range slices.Concat(l.Read, l.Write, l.Execute) {
+		if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0) {
+			return fault.New(fault.Internal, name, "the lock names %q, allowed are absolute paths without detours", p)
+		}
+	}
+	return nil
+}
+
+// Command is the command line that runs a document with a host.
+func Command(host, document string, l *Lock) []string {
+	return append([]string{host, "run", "--document", document}, l.Args()...)
 }
 
 // Secrets are values by name, as JSON in [Document.SecretsFile].
@@ -367,6 +415,9 @@ func (d *Document) check(name string) error {
 	}
 	if m := d.Media; m != nil && (m.Dir == "") == (m.S3 == nil) {
 		return fault.New(fault.Internal, name, "media are kept in a directory or in S3, exactly one")
+	}
+	if err := d.Lock.check(name); err != nil {
+		return err
 	}
 	if d.Limits.MemoryBytes <= 0 || d.Limits.InputBytes <= 0 || d.Limits.OutputBytes <= 0 || d.Limits.DeadlineMillis < 0 {
 		return fault.New(fault.Internal, name, "limits must be set")

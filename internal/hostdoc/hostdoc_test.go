@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,7 +42,7 @@ func full() *Document {
 		Framing:     FramingNDJSON,
 		Serve:       &Serve{Listen: ":8080", Concurrent: 1, Queue: 2, DrainMillis: 3},
 		Audit:       &Audit{Dir: AuditDir, Bytes: 1},
-		Lock:        &Lock{Dial: true, Listen: true, Read: []string{"/a"}, Write: []string{"/b"}},
+		Lock:        &Lock{Dial: true, Listen: true, Read: []string{"/a"}, Write: []string{"/b"}, Execute: []string{"/c"}},
 		Limits:      Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, InputBytes: 6, OutputBytes: 7},
 		ExitFile:    ExitPath,
 		Termination: "/dev/termination-log",
@@ -101,23 +102,25 @@ func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
 		reason fault.Reason
 		want   string
 	}{
-		"nothing":               {"", fault.Internal, "not JSON"},
-		"no JSON":               {"{", fault.Internal, "not JSON"},
-		"another type":          {"[]", fault.Internal, "not JSON"},
-		"no version":            {replace(`"version": 2,`, ``), fault.Unsupported, "version 0"},
-		"a newer version":       {replace(`"version": 2,`, `"version": 3,`), fault.Unsupported, "version 3"},
-		"an unknown field":      {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
-		"a wrong type":          {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
-		"an unknown entry":      {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
-		"an unknown input":      {replace(`"kind": "text"`, `"kind": "socket"`), fault.Internal, `input kind "socket"`},
-		"no memory":             {replace(`"memoryBytes": 1048576`, `"memoryBytes": 0`), fault.Internal, "limits must be set"},
-		"a negative limit":      {replace(`"deadlineMillis": 5`, `"deadlineMillis": -5`), fault.Internal, "limits must be set"},
-		"a key twice":           {replace(`"entry": "process"`, `"entry": "process", "entry": "command"`), fault.Internal, "twice"},
-		"a key in another case": {replace(`"readOnly": true`, `"readonly": true`), fault.Internal, "another case"},
-		"bad UTF-8":             {replace(`"A=B"`, "\"A=\xff\""), fault.Internal, "not UTF-8"},
-		"data after its end":    {good + "{}", fault.Internal, "not JSON"},
-		"space after its end":   {good + "\n", fault.Internal, "not as it is written"},
-		"oversized":             {good + strings.Repeat(" ", limits.HostDocumentBytes), fault.ResourceLimit, "over"},
+		"nothing":                 {"", fault.Internal, "not JSON"},
+		"no JSON":                 {"{", fault.Internal, "not JSON"},
+		"another type":            {"[]", fault.Internal, "not JSON"},
+		"no version":              {replace(`"version": 2,`, ``), fault.Unsupported, "version 0"},
+		"a newer version":         {replace(`"version": 2,`, `"version": 3,`), fault.Unsupported, "version 3"},
+		"an unknown field":        {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
+		"a wrong type":            {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
+		"an unknown entry":        {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
+		"an unknown input":        {replace(`"kind": "text"`, `"kind": "socket"`), fault.Internal, `input kind "socket"`},
+		"no memory":               {replace(`"memoryBytes": 1048576`, `"memoryBytes": 0`), fault.Internal, "limits must be set"},
+		"a negative limit":        {replace(`"deadlineMillis": 5`, `"deadlineMillis": -5`), fault.Internal, "limits must be set"},
+		"a relative path to lock": {replace(`"/b"`, `"b"`), fault.Internal, `the lock names "b"`},
+		"a detour to lock":        {replace(`"/c"`, `"/c/../d"`), fault.Internal, "without detours"},
+		"a key twice":             {replace(`"entry": "process"`, `"entry": "process", "entry": "command"`), fault.Internal, "twice"},
+		"a key in another case":   {replace(`"readOnly": true`, `"readonly": true`), fault.Internal, "another case"},
+		"bad UTF-8":               {replace(`"A=B"`, "\"A=\xff\""), fault.Internal, "not UTF-8"},
+		"data after its end":      {good + "{}", fault.Internal, "not JSON"},
+		"space after its end":     {good + "\n", fault.Internal, "not as it is written"},
+		"oversized":               {good + strings.Repeat(" ", limits.HostDocumentBytes), fault.ResourceLimit, "over"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := Parse("host.json", []byte(c.data))
@@ -125,6 +128,19 @@ func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
 				t.Errorf("got %v, %v (%s), want %s: %s", d, err, fault.ReasonOf(err), c.reason, c.want)
 			}
 		})
+	}
+}
+
+func TestTheCommandLineCarriesTheLock(t *testing.T) {
+	want := []string{"host", "run", "--document", "doc", "lock", "dial", "listen", "read=/a", "write=/b", "execute=/c"}
+	if got := Command("host", "doc", full().Lock); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := Command("host", "doc", nil); !slices.Equal(got, want[:4]) {
+		t.Errorf("without a lock: %q", got)
+	}
+	if got := Command("host", "doc", &Lock{}); !slices.Equal(got, want[:5]) {
+		t.Errorf("with the narrowest lock: %q", got)
 	}
 }
 
