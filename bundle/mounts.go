@@ -36,6 +36,9 @@ const sharedMemory = "/dev/shm"
 // managerFiles are what container managers bind into every container.
 var managerFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", sharedMemory, terminationLog}
 
+// nameFiles are those of them by which names become addresses.
+var nameFiles = []string{"/etc/hosts", "/etc/resolv.conf"}
+
 // destination is where the runtime mounts m, however it is spelled.
 func destination(m specs.Mount) string { return path.Clean("/" + m.Destination) }
 

@@ -65,7 +65,7 @@ func safe(t testing.TB, data []byte, dir string) {
 	private := filepath.Join(dir, "mentat")
 	p, l := spec.Process, spec.Linux
 	want := &specs.Process{
-		Args: hostArgs, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true,
+		Args: p.Args, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true,
 		Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 256, Soft: 256}, {Type: "RLIMIT_CORE"}},
 		// What a container manager decides is kept.
 		Terminal: p.Terminal, ConsoleSize: p.ConsoleSize, User: specs.User{UID: p.User.UID, GID: p.User.GID},
@@ -74,6 +74,7 @@ func safe(t testing.TB, data []byte, dir string) {
 	if !reflect.DeepEqual(p, want) {
 		t.Errorf("the process is\n%s\nwant\n%s", encode(t, p), encode(t, want))
 	}
+	safeCommand(t, p.Args)
 	if spec.Root.Path != filepath.Join(private, "root") || !spec.Root.Readonly {
 		t.Errorf("the root is %+v", spec.Root)
 	}
@@ -108,6 +109,28 @@ func safe(t testing.TB, data []byte, dir string) {
 		}
 	}
 	safeMounts(t, spec.Mounts, private)
+}
+
+// safeCommand holds the host's command line, and with it the lock, to what the
+// tests' agents are ever granted.
+func safeCommand(t testing.TB, args []string) {
+	t.Helper()
+	if len(args) < 6 || !slices.Equal(args[:4], hostArgs) || args[4] != "lock" {
+		t.Fatalf("the command line is %q", args)
+	}
+	for _, word := range args[5:] {
+		kind, path, _ := strings.Cut(word, "=")
+		granted := path == "/run/mentat/state" || path == "/dev/termination-log" || path == "/scratch" || path == "/vols" || strings.HasPrefix(path, "/vols/")
+		if kind == "read" {
+			granted = granted || path == "/run/mentat/host.json" || path == "/run/mentat/module.cwasm" || path == "/run/mentat/input" ||
+				path == "/data" || strings.HasPrefix(path, "/data/")
+		} else if kind != "write" {
+			granted = false
+		}
+		if !granted {
+			t.Errorf("the lock leaves %q", word)
+		}
+	}
 }
 
 func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
@@ -638,6 +661,30 @@ func TestTheDocumentSpeaksAsTheContainerIs(t *testing.T) {
 	}
 	if p := w.spec().Process; !p.Terminal || p.ConsoleSize.Width != 80 {
 		t.Errorf("process %+v", p)
+	}
+}
+
+func TestTheHostIsLockedIntoWhatTheDocumentNames(t *testing.T) {
+	w := rewritten(t, asking, func(s *specs.Spec) {
+		s.Mounts = append(s.Mounts,
+			specs.Mount{Destination: "/data", Type: "bind", Source: t.TempDir(), Options: []string{"bind"}},
+			specs.Mount{Destination: "/vols", Type: "bind", Source: t.TempDir(), Options: []string{"bind"}},
+			specs.Mount{Destination: terminationLog, Type: "bind", Source: w0, Options: []string{"bind"}},
+			specs.Mount{Destination: "/etc/resolv.conf", Type: "bind", Source: w0, Options: []string{"bind"}})
+	})
+	doc := w.document()
+	want := &hostdoc.Lock{Read: []string{"/run/mentat/host.json", "/run/mentat/module.cwasm", "/data"}, Write: []string{"/vols", "/run/mentat/state", terminationLog}}
+	if !reflect.DeepEqual(doc.Lock, want) {
+		t.Errorf("the lock is %+v, want %+v", doc.Lock, want)
+	}
+	if args := w.spec().Process.Args; !slices.Equal(args, hostdoc.Command(hostdoc.HostPath, hostdoc.Path, want)) {
+		t.Errorf("the command line is %q", args)
+	}
+	// Where it may dial it must find addresses, by the files that are there.
+	doc.Network = &hostdoc.Network{Mode: hostdoc.NetworkRestricted}
+	l := lock(doc, w.spec())
+	if !l.Dial || !slices.Contains(l.Read, "/etc/resolv.conf") || slices.Contains(l.Read, "/etc/hosts") {
+		t.Errorf("with a network the lock is %+v", l)
 	}
 }
 

@@ -292,8 +292,23 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	if slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return isManagers(m) && destination(m) == terminationLog }) {
 		doc.Termination = terminationLog
 	}
-	doc.Input, err = r.input(spec, doc.Args)
-	return doc, err
+	if doc.Input, err = r.input(spec, doc.Args); err != nil {
+		return nil, err
+	}
+	doc.Lock = lock(doc, spec)
+	return doc, nil
+}
+
+// lock is what the host locks itself into: the document's own needs, and the
+// files by which it finds addresses where it may.
+func lock(doc *hostdoc.Document, spec *specs.Spec) *hostdoc.Lock {
+	l := doc.LeastLock(hostdoc.Path)
+	for _, name := range nameFiles {
+		if l.Dial && slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return isManagers(m) && destination(m) == name }) {
+			l.Read = append(l.Read, name)
+		}
+	}
+	return l
 }
 
 // args are the container's arguments after the image's program, which is the
@@ -467,7 +482,7 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 		Terminal:        given.Terminal,
 		ConsoleSize:     given.ConsoleSize,
 		User:            specs.User{UID: given.User.UID, GID: given.User.GID},
-		Args:            []string{hostdoc.HostPath, "run", "--document", hostdoc.Path},
+		Args:            hostdoc.Command(hostdoc.HostPath, hostdoc.Path, doc.Lock),
 		Cwd:             "/",
 		Capabilities:    &specs.LinuxCapabilities{},
 		NoNewPrivileges: true,

@@ -44,7 +44,8 @@ func TestTranscripts(t *testing.T) {
 		_, err := pki.Init(dir, pki.InitOptions{Now: time.Now()})
 		return dir, err
 	})
-	host := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir()) })
+	host := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir(), "../mentat-host") })
+	probe := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir(), "../../host/lock/probe") })
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: false,
@@ -84,6 +85,12 @@ func TestTranscripts(t *testing.T) {
 				ts.Check(err)
 				ts.Setenv("MENTAT_HOST", path)
 			},
+			// probe stands in the host's place.
+			"probe": func(ts *testscript.TestScript, _ bool, _ []string) {
+				path, err := probe()
+				ts.Check(err)
+				ts.Setenv("MENTAT_HOST", path)
+			},
 			"wasm":      writeModule,
 			"agent":     writeAgent,
 			"registry":  startRegistry,
@@ -116,15 +123,15 @@ func goEnvironment(t *testing.T) []string {
 	return list
 }
 
-// buildHost builds mentat-host, which needs a C compiler.
-func buildHost(dir string) (string, error) {
-	path := filepath.Join(dir, "mentat-host")
-	cmd := exec.Command("go", "build", "-o", path, "../mentat-host")
+// buildHost builds mentat-host or what stands for it, which need a C compiler.
+func buildHost(dir, source string) (string, error) {
+	path := filepath.Join(dir, filepath.Base(source))
+	cmd := exec.Command("go", "build", "-o", path, source)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("cannot build mentat-host: %w: %s", err, stderr.String())
+		return "", fmt.Errorf("cannot build %s: %w: %s", source, err, stderr.String())
 	}
 	return path, nil
 }

@@ -82,7 +82,7 @@ func (a attempt) command(t *testing.T) *exec.Cmd {
 		Agent: hostdoc.Agent{ID: "test.agent", Version: "1.0.0"}, Instance: "i", LogFormat: "text",
 		Input:  hostdoc.Input{Kind: hostdoc.InputStdin},
 		Limits: hostdoc.Limits{MemoryBytes: 1, InputBytes: 1, OutputBytes: 1},
-		Args:   a.tries,
+		Args:   append([]string{"probe"}, a.tries...),
 	}
 	if a.lock != nil {
 		l := *a.lock

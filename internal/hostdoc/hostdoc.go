@@ -316,6 +316,57 @@ func (l *Lock) check(name string) error {
 	return nil
 }
 
+// LeastLock is the narrowest lock that the document, at a path that the host
+// sees, can be run under: what it names and nothing else. Whoever lets the host
+// resolve names adds the files for that.
+func (d *Document) LeastLock(document string) *Lock {
+	l := &Lock{
+		Dial:   d.Network != nil || d.LLM != nil || d.Media != nil && d.Media.S3 != nil,
+		Listen: d.Serve != nil,
+	}
+	add := func(list *[]string, p string) {
+		if p != "" && !slices.Contains(*list, p) {
+			*list = append(*list, p)
+		}
+	}
+	for _, p := range []string{document, d.Module, d.SecretsFile} {
+		add(&l.Read, p)
+	}
+	if d.Network != nil {
+		add(&l.Read, d.Network.CAFile)
+	}
+	if d.Input.Kind == InputFile {
+		in := d.Input.Path
+		if in == InputPath || strings.HasPrefix(in, InputPath+"/") {
+			in = InputPath // a volume, whose links lead within it
+		}
+		add(&l.Read, in)
+	}
+	for _, p := range d.Preopens {
+		if p.ReadOnly {
+			add(&l.Read, p.Host)
+		} else {
+			add(&l.Write, p.Host)
+		}
+	}
+	if d.ExitFile != "" {
+		add(&l.Write, path.Dir(d.ExitFile)) // where it is still to be made
+	}
+	add(&l.Write, d.Termination)
+	if d.Media != nil {
+		add(&l.Write, d.Media.Dir)
+	}
+	if d.Audit != nil {
+		add(&l.Write, d.Audit.Dir)
+	}
+	for _, e := range d.Extensions {
+		if len(e.Command) > 0 {
+			add(&l.Execute, e.Command[0])
+		}
+	}
+	return l
+}
+
 // Command is the command line that runs a document with a host.
 func Command(host, document string, l *Lock) []string {
 	return append([]string{host, "run", "--document", document}, l.Args()...)

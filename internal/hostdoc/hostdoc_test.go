@@ -144,6 +144,35 @@ func TestTheCommandLineCarriesTheLock(t *testing.T) {
 	}
 }
 
+func TestTheLeastLockNamesWhatTheDocumentNames(t *testing.T) {
+	bare := &Document{Module: ModulePath, Input: Input{Kind: InputStdin, Path: "/not/read"}}
+	if got, want := bare.LeastLock(Path), (&Lock{Read: []string{Path, ModulePath}}); !reflect.DeepEqual(got, want) {
+		t.Errorf("a run without anything: %+v, want %+v", got, want)
+	}
+	d := full()
+	d.Preopens = append(d.Preopens, Preopen{Host: "/vols", Guest: "/v"}, Preopen{Host: "/vols", Guest: "/w"})
+	d.Input = Input{Kind: InputFile, Path: InputPath + "/in.json"}
+	want := &Lock{
+		Dial: true, Listen: true,
+		Read:    []string{Path, ModulePath, SecretsPath, CAPath, InputPath, "/run/mentat/fs/0"},
+		Write:   []string{"/vols", StateDir, "/dev/termination-log", AuditDir},
+		Execute: []string{"/x"},
+	}
+	if got := d.LeastLock(Path); !reflect.DeepEqual(got, want) {
+		t.Errorf("a run with everything:\n%+v, want\n%+v", got, want)
+	}
+	d.Input.Path, d.Media = InputPath+"s", &Media{Dir: MediaDir}
+	got := d.LeastLock(Path)
+	if !slices.Contains(got.Read, InputPath+"s") || slices.Contains(got.Read, InputPath) || !slices.Contains(got.Write, MediaDir) {
+		t.Errorf("got %+v", got)
+	}
+	for _, dial := range []*Document{{Network: &Network{}}, {LLM: &LLM{}}, {Media: &Media{S3: &MediaS3{}}}} {
+		if l := dial.LeastLock(Path); !l.Dial || l.Listen {
+			t.Errorf("%+v gives %+v", dial, l)
+		}
+	}
+}
+
 func TestReadNamesTheFileThatIsMissingOrTooLarge(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "host.json")
 	if _, err := Read(path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {

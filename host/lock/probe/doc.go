@@ -3,6 +3,7 @@
 // say, and then tries what the document's arguments name, one line each:
 //
 //	probe run --document PATH [lock …]
+//	probe compile
 //
 // Without a lock it is the control: the same attempts, with nothing but what
 // stands around the process.

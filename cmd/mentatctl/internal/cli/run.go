@@ -444,22 +444,50 @@ func inputError(name string, err error) error {
 	return fault.Wrap(err, fault.Usage, name, "cannot read the input")
 }
 
+// lock makes the host lock itself into what the document names: without a
+// container these are the walls. The host follows no link on the way to a path,
+// so all of them are resolved first.
+func lock(doc *hostdoc.Document, path *string) error {
+	for _, p := range []*string{path, &doc.Module, &doc.Input.Path} {
+		if *p == "" {
+			continue
+		}
+		// The last part of the document's own path is still to be made.
+		dir, name := *p, ""
+		if p == path {
+			dir, name = filepath.Split(*p)
+		}
+		resolved, err := filepath.EvalSymlinks(dir)
+		if err != nil {
+			return fault.Wrap(err, fault.Usage, *p, "cannot resolve the path").
+				WithHint("a descriptor like /dev/stdin is no file: pipe the input in")
+		}
+		*p = filepath.Join(resolved, name)
+	}
+	doc.Lock = doc.LeastLock(*path)
+	return nil
+}
+
 // exec runs mentat-host and returns the agent's status as an [agentExit].
 func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document) error {
-	data, err := doc.Marshal()
-	if err != nil {
-		return fault.Wrap(err, fault.Internal, "", "cannot encode the host document")
-	}
 	dir, err := os.MkdirTemp("", "mentat-run-")
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "", "cannot make a directory for the run")
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "host.json")
+	if err := lock(doc, &path); err != nil {
+		return err
+	}
+	data, err := doc.Marshal()
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, "", "cannot encode the host document")
+	}
 	if err := agentdir.WriteFile(path, data, 0o600); err != nil {
 		return err
 	}
-	cmd := exec.Command(host, "run", "--document", path)
+	words := hostdoc.Command(host, path, doc.Lock)
+	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
 	// The host gets no variable of this environment: what the guest sees stands
 	// in the document, and GODEBUG and the like would change the host itself.
