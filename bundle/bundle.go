@@ -182,6 +182,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		reference: c.Image, artifact: found, verdict: verdict,
 		host: p.host, module: entry.Path,
 		grant: p.grant(v, verdict, found, spec.Spec),
+		node:  p.Config.Sandbox,
 	}
 	if err := run.apply(spec); err != nil {
 		return nil, err

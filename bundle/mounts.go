@@ -231,7 +231,10 @@ func needed(m specs.Mount, terminal bool) bool {
 // it, whatever a privileged one is given.
 func kernelMount(m specs.Mount) specs.Mount {
 	switch destination(m) {
-	case "/dev", "/dev/pts":
+	case "/dev":
+		// What the runtime makes there is there before it becomes read-only.
+		return restricted(m, "nosuid", "noexec", "ro")
+	case "/dev/pts":
 		return restricted(m, "nosuid", "noexec")
 	}
 	return restricted(m, "nosuid", "noexec", "nodev")

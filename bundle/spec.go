@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -21,7 +20,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/manifest"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 )
@@ -43,16 +42,7 @@ const (
 	inputEnv        = "MENTAT_INPUT"
 	// terminationLog is where Kubernetes reads a container's last words.
 	terminationLog = "/dev/termination-log"
-	// maxPids holds the host's threads; with fewer the engine's thread pool and
-	// Go's runtime abort without a word.
-	maxPids = 16
-	// maxOpenFiles is the host's RLIMIT_NOFILE, minOpenFiles what it needs.
-	maxOpenFiles = 256
-	minOpenFiles = 32
-	// cpuPeriod is the length of a quota's period in microseconds, the kernel's
-	// own default.
-	cpuPeriod = 100_000
-	specBytes = 16 * limits.MiB
+	specBytes      = 16 * limits.MiB
 )
 
 // Prepared tells whether a bundle was rewritten to run a WASM agent.
@@ -203,6 +193,8 @@ type wasmRun struct {
 	host      string
 	module    string
 	grant     capability.Grant
+	// node bounds every agent here.
+	node nodeconfig.Sandbox
 	// inputMount is what holds the input, nil without a file.
 	inputMount *specs.Mount
 }
@@ -231,6 +223,9 @@ func (r *wasmRun) plan(spec *specs.Spec) (p plan, err error) {
 		return p, fault.New(fault.Usage, filepath.Join(r.dir, specName), "process, root and linux are required")
 	}
 	if p.owners, err = ownersOf(spec); err != nil {
+		return p, err
+	}
+	if err := r.limitTempDirs(); err != nil {
 		return p, err
 	}
 	doc, err := r.document(spec)
@@ -280,9 +275,8 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	}
 	if agent := r.artifact.Agent; agent != nil {
 		doc.Agent.ID, doc.Agent.Version = agent.ID, agent.Version
-		// Rounded up: a deadline under a millisecond must not become none.
-		doc.Limits.DeadlineMillis = (agent.Deadline() + time.Millisecond - 1).Milliseconds()
 	}
+	doc.Limits.DeadlineMillis, doc.Limits.CPUMillis = r.times()
 	if r.verdict.Signer != nil {
 		doc.Agent.Signer = r.verdict.Signer.Email
 	}
@@ -295,6 +289,7 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	if doc.Input, err = r.input(spec, doc.Args); err != nil {
 		return nil, err
 	}
+	r.limitNetwork(doc)
 	doc.Lock = lock(doc, spec)
 	return doc, nil
 }
@@ -364,25 +359,6 @@ func (r *wasmRun) input(spec *specs.Spec, args []string) (hostdoc.Input, error) 
 		return hostdoc.Input{Kind: hostdoc.InputText, Text: strings.Join(args[1:], " ")}, nil
 	}
 	return hostdoc.Input{Kind: hostdoc.InputStdin}, nil
-}
-
-// memory is what the guest may use: the smallest of manifest, container limit
-// and default.
-func (r *wasmRun) memory(spec *specs.Spec) (int64, error) {
-	guest := int64(limits.DefaultGuestMemory)
-	if r.artifact.Agent != nil && r.artifact.Agent.MemoryLimit() > 0 {
-		guest = r.artifact.Agent.MemoryLimit()
-	}
-	res := spec.Linux.Resources
-	if res == nil || res.Memory == nil || res.Memory.Limit == nil || *res.Memory.Limit <= 0 {
-		return guest, nil
-	}
-	c := *res.Memory.Limit
-	if c < limits.MinContainerMemory {
-		return 0, fault.New(fault.ResourceLimit, r.id, "the container's memory limit of %d bytes cannot hold the agent's host, which needs %d", c, limits.MinContainerMemory).
-			WithHint("raise the container's memory limit")
-	}
-	return min(guest, c-max(limits.MinHostShare, c/10)), nil
 }
 
 func (r *wasmRun) writePrivate(p plan) error {
@@ -507,7 +483,8 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 	l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
 	l.MaskedPaths = union(l.MaskedPaths, maskedPaths)
 	l.ReadonlyPaths = union(l.ReadonlyPaths, readonlyPaths)
-	if err := r.limit(l.Resources, doc.Limits.MemoryBytes); err != nil {
+	l.Namespaces = ownNamespaces(l.Namespaces)
+	if err := r.limit(l.Resources, doc); err != nil {
 		return err
 	}
 	spec.Mounts = r.mounts(spec.Mounts, spec.Process.Terminal)
@@ -535,76 +512,6 @@ func union(a, b []string) []string {
 	all := slices.Concat(a, b)
 	slices.Sort(all)
 	return slices.Compact(all)
-}
-
-// limit keeps a memory limit that is there and sets what the agent needs where
-// there is none; of the limits on processes the tighter holds.
-func (r *wasmRun) limit(res *specs.LinuxResources, guest int64) error {
-	// The runtime writes these last, over the limits that are set here.
-	for _, key := range []string{"memory.max", "pids.max"} {
-		if _, ok := res.Unified[key]; ok {
-			return fault.New(fault.Unsupported, r.id, "a limit as the cgroup file %s cannot be weighed against what the agent needs", key).
-				WithHint("set it as the container's memory or pids limit")
-		}
-	}
-	if res.Memory == nil {
-		res.Memory = &specs.LinuxMemory{}
-	}
-	if res.Memory.Limit == nil || *res.Memory.Limit <= 0 {
-		total := guest + limits.HostHeadroom(guest)
-		res.Memory.Limit = &total
-	}
-	pids := int64(maxPids)
-	if given := res.Pids; given != nil && given.Limit != nil && *given.Limit > 0 && *given.Limit < pids {
-		return fault.New(fault.ResourceLimit, r.id, "a pids limit of %d cannot hold the agent's host, which needs %d threads", *given.Limit, pids).
-			WithHint("raise the container's pids limit")
-	}
-	res.Pids = &specs.LinuxPids{Limit: &pids}
-	r.limitCPU(res)
-	return nil
-}
-
-// resources is what the signed manifest says of them, nil if nothing.
-func (r *wasmRun) resources() *manifest.Resources {
-	if a := r.artifact.Agent; a != nil && a.Sandbox != nil {
-		return a.Sandbox.Resources
-	}
-	return nil
-}
-
-// limitCPU sets the manifest's quota unless the container's is tighter.
-func (r *wasmRun) limitCPU(res *specs.LinuxResources) {
-	quota := int64(r.resources().CPUQuotaMillis()) * (cpuPeriod / 1000)
-	if quota == 0 {
-		return
-	}
-	if res.CPU == nil {
-		res.CPU = &specs.LinuxCPU{}
-	}
-	if given := res.CPU.Quota; given != nil && *given > 0 {
-		period := int64(cpuPeriod)
-		if res.CPU.Period != nil && *res.CPU.Period > 0 {
-			period = int64(*res.CPU.Period)
-		}
-		if float64(*given)/float64(period) <= float64(quota)/cpuPeriod {
-			return
-		}
-	}
-	period := uint64(cpuPeriod)
-	res.CPU.Quota, res.CPU.Period = &quota, &period
-}
-
-// openFiles is the host's limit of open files: the manifest's, if it is lower.
-func (r *wasmRun) openFiles() (uint64, error) {
-	said := r.resources()
-	switch {
-	case said == nil || said.FileDescriptors == 0 || said.FileDescriptors >= maxOpenFiles:
-		return maxOpenFiles, nil
-	case said.FileDescriptors < minOpenFiles:
-		return 0, fault.New(fault.ResourceLimit, r.id, "the manifest's file_descriptors of %d cannot hold the agent's host, which needs %d", said.FileDescriptors, minOpenFiles).
-			WithHint("raise sandbox.resources.file_descriptors")
-	}
-	return uint64(said.FileDescriptors), nil
 }
 
 // The kernel's files that containers do not see unless privileged (the lists

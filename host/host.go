@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -174,7 +175,13 @@ func start(ctx context.Context, doc *hostdoc.Document, log *logger, streams Stre
 	release = append(release, s.run.Close, s.endWaits)
 
 	done := make(chan *end, 1)
-	go func() { done <- s.guest(globals) }()
+	go func() {
+		if doc.Limits.CPUMillis > 0 {
+			s.clock <- ownClock()
+			defer runtime.UnlockOSThread()
+		}
+		done <- s.guest(globals)
+	}()
 	var e *end
 	e, returned = s.supervise(ctx, done, began)
 	return e, nil
@@ -191,8 +198,17 @@ func (s *session) supervise(ctx context.Context, done <-chan *end, began time.Ti
 		deadline = t.C
 	}
 	canceled := ctx.Done()
+	cpu := meter{limit: time.Duration(s.doc.Limits.CPUMillis) * time.Millisecond}
 	for {
 		select {
+		case c := <-s.clock:
+			cpu.start(c)
+			continue
+		case <-cpu.due:
+			if !cpu.spent() {
+				continue
+			}
+			s.stop(endOf(fault.CPUTime, fmt.Sprintf("the run's processor time of %d ms is used up", s.doc.Limits.CPUMillis)))
 		case e := <-done:
 			return e, true
 		case <-deadline:

@@ -102,6 +102,9 @@ type session struct {
 	draining, over      chan struct{}
 	drainOnce, overOnce sync.Once
 
+	// clock hands over the guest's thread clock where processor time is bounded.
+	clock chan threadClock
+
 	mu    sync.Mutex
 	cause *end // why the run was stopped; the first one counts
 	// gone is set when nobody waits for the guest any more.
@@ -118,6 +121,7 @@ func newSession(doc *hostdoc.Document, log *logger, io Streams) *session {
 		next:     1,
 		draining: make(chan struct{}),
 		over:     make(chan struct{}),
+		clock:    make(chan threadClock, 1),
 	}
 }
 

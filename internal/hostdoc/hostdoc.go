@@ -381,6 +381,8 @@ type Limits struct {
 	MemoryBytes int64 `json:"memoryBytes"`
 	// DeadlineMillis bounds the run's wall time; 0 is none.
 	DeadlineMillis int64 `json:"deadlineMillis,omitempty"`
+	// CPUMillis bounds the run's processor time; 0 is none.
+	CPUMillis int64 `json:"cpuMillis,omitempty"`
 	// InputBytes and OutputBytes bound what goes in and out.
 	InputBytes  int64 `json:"inputBytes"`
 	OutputBytes int64 `json:"outputBytes"`
@@ -470,7 +472,7 @@ func (d *Document) check(name string) error {
 	if err := d.Lock.check(name); err != nil {
 		return err
 	}
-	if d.Limits.MemoryBytes <= 0 || d.Limits.InputBytes <= 0 || d.Limits.OutputBytes <= 0 || d.Limits.DeadlineMillis < 0 {
+	if d.Limits.MemoryBytes <= 0 || d.Limits.InputBytes <= 0 || d.Limits.OutputBytes <= 0 || d.Limits.DeadlineMillis < 0 || d.Limits.CPUMillis < 0 {
 		return fault.New(fault.Internal, name, "limits must be set")
 	}
 	return nil

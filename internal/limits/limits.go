@@ -76,6 +76,16 @@ const (
 	// MinContainerMemory is the least container memory limit that can hold the
 	// host at all.
 	MinContainerMemory = 12 * MiB
+	// WorkerBuffers is what the host needs for each further run at the same time.
+	WorkerBuffers = 2 * MiB
+	// HostThreads is how many threads the host may have beside one for each
+	// further run at a time; with fewer the engine and Go's runtime abort.
+	HostThreads = 16
+	// PluginTasks is how many processes and threads a plugin may have.
+	PluginTasks = 32
+	// OpenFiles bounds the host's open files, MinOpenFiles is what it needs.
+	OpenFiles    = 256
+	MinOpenFiles = 32
 	// GuestStackBytes bounds the guest's call stack.
 	GuestStackBytes = 1 * MiB
 	// TableElements bounds the elements of one table.

@@ -100,9 +100,16 @@ func memory(number uintptr) func(string) error {
 	}
 }
 
-// threads makes more of them than the runtime has idle.
-func threads(string) error {
-	const many = 16
+// threads makes as many at a time as it is told, or more than the runtime has
+// idle.
+func threads(arg string) error {
+	many := 16
+	if arg != "" {
+		var err error
+		if many, err = strconv.Atoi(arg); err != nil {
+			return err
+		}
+	}
 	var all sync.WaitGroup
 	together := make(chan struct{})
 	for range many {

@@ -387,7 +387,7 @@ func (a *app) document(r *runnable, path string, args []string, o *runOptions, g
 		if limit := r.agent.MemoryLimit(); limit > 0 {
 			doc.Limits.MemoryBytes = limit
 		}
-		doc.Limits.DeadlineMillis = millis(r.agent.Deadline())
+		doc.Limits.DeadlineMillis, doc.Limits.CPUMillis = millis(r.agent.Deadline()), millis(r.agent.CPUTime())
 	}
 	if o.memory < 0 || o.deadline < 0 {
 		return nil, fault.New(fault.Usage, "", "--memory and --deadline are not negative")
