@@ -36,7 +36,7 @@ OLDTOOL  := github.com/containerd/containerd/v2/cmd/containerd
 MODULES  := $(patsubst %/go.mod,%,$(filter-out tools/%,$(wildcard sdk/*/go.mod agents/*/go.mod)))
 UNIT     = $$(go list ./... | grep -v '^$(MODULE)/integration')
 # Packages with goroutines of their own.
-RACE     := ./aot/... ./bundle/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/...
+RACE     := ./aot/... ./bundle/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/... ./host/...
 FUZZTIME ?= 10s
 RUNTESTS := go run ./scripts/runtests -skips scripts/skips.txt --
 
@@ -56,7 +56,7 @@ demo: build tools ## [root] the main job on real parts, as a transcript (minutes
 build: deps ## our programs, into bin/
 	@[ -e bin/mentat-host ] || echo "building MentatLab (the first time this fetches and compiles its libraries)"
 	@CGO_ENABLED=0 $(GOBUILD) -ldflags '$(STAMP)' -o bin/ $(PROGRAMS:%=./cmd/%)
-	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/mentat-host ./cmd/mentat-host
+	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/ ./cmd/mentat-host ./cmd/mentat-host-net
 
 .PHONY: tools
 tools: $(TOOLS:%=bin/tools/%) bin/tools/runc ## containerd, ctr, runc and registry, pinned, into bin/tools/
@@ -76,6 +76,15 @@ bin/tools/containerd-old: tools/oldnode/go.mod tools/oldnode/go.sum | deps
 	@cd tools/oldnode && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ $(OLDTOOL)
 	@touch $@
 
+bin/tools/versitygw: tools/s3/go.mod tools/s3/go.sum | deps
+	@echo "building an S3 server"
+	@cd tools/s3 && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ github.com/versity/versitygw/cmd/versitygw
+	@touch $@
+
+.PHONY: chatserver
+chatserver:
+	@scripts/llm.sh
+
 .PHONY: deps
 deps: ## [root, if something is missing] what Debian 12 lacks to build; says so when nobody is root
 	@scripts/deps.sh
@@ -83,7 +92,8 @@ deps: ## [root, if something is missing] what Debian 12 lacks to build; says so 
 ##@ Check
 
 .PHONY: test
-test: check cross build tools bin/tools/containerd-old ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+test: check cross build tools bin/tools/containerd-old bin/tools/versitygw chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+	@scripts/deps.sh bench
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
@@ -91,11 +101,11 @@ test: check cross build tools bin/tools/containerd-old ## [root] everything: che
 		-- -count=1 -timeout 30m ./integration/...
 
 .PHONY: unit
-unit: ## the main module's tests that need no root and no network
+unit: bin/tools/versitygw chatserver ## the main module's tests that need no root and no network
 	@$(RUNTESTS) $(UNIT)
 
 .PHONY: race
-race: ## the same with the race detector, where there are goroutines
+race: bin/tools/versitygw chatserver ## the same with the race detector, where there are goroutines
 	@$(RUNTESTS) -race $(RACE)
 
 .PHONY: integration
@@ -108,6 +118,7 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 
 .PHONY: bench
 bench: build tools ## [root] the numbers of docs/performance.md, into bench.json
+	@scripts/deps.sh bench
 	@go run ./bench -json bench.json
 
 .PHONY: check

@@ -96,7 +96,7 @@ func (a *authority) revokeMany(now time.Time) error {
 // enforce writes policy and trust store into a node's configuration directory:
 // agents must be signed, ordinary images need not.
 func (a *authority) enforce(configDir string) error {
-	_, err := a.ca.WriteStarter(configDir, pki.PolicyOptions{
+	_, _, err := a.ca.WriteStarter(configDir, pki.PolicyOptions{
 		Match: []string{registryHost + "/**"}, Emails: []string{signerEmail}, AllowUnsignedContainers: true,
 	})
 	return err

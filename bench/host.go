@@ -28,50 +28,65 @@ const busybox = "/bin/busybox"
 // idleRuns bounds the runs that wait a second each.
 const idleRuns = 5
 
-// measureHost runs mentat-host by itself, without a container around it, on
-// modules that the cache has compiled.
-func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
-	dir := filepath.Join(m.dir, "host")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+// hostProgram is a host by itself, without a container around it, with a cache of
+// its own.
+type hostProgram struct {
+	dir, program string
+	cache        *aot.Cache
+}
+
+func newHost(m *machine, dir, program string) (*hostProgram, error) {
+	h := &hostProgram{dir: filepath.Join(m.dir, dir)}
+	if err := os.Mkdir(h.dir, 0o700); err != nil {
 		return nil, err
 	}
-	// A copy, so that no other mentat-host on the machine shares its pages and
-	// makes an idle one look smaller than it is.
+	// A copy, so that no other host on the machine shares its pages and makes an
+	// idle one look smaller than it is.
 	bin, _ := node.Binaries()
-	host := filepath.Join(dir, "mentat-host")
-	if err := copyProgram(filepath.Join(bin, "mentat-host"), host); err != nil {
+	h.program = filepath.Join(h.dir, program)
+	if err := copyProgram(filepath.Join(bin, program), h.program); err != nil {
 		return nil, err
 	}
-	cache, err := aot.Open(aot.Options{Dir: filepath.Join(dir, "modules"), Memory: filepath.Join(dir, "checked"), HostBinary: host})
+	var err error
+	h.cache, err = aot.Open(aot.Options{Dir: filepath.Join(h.dir, "modules"), Memory: filepath.Join(h.dir, "checked"), HostBinary: h.program})
+	return h, err
+}
+
+// command compiles a module and writes the document of its runs; it is the
+// command line of a program that runs it, locked as in a container.
+func (h *hostProgram) command(ctx context.Context, program, name string, module []byte, edit func(*hostdoc.Document)) ([]string, error) {
+	entry, err := h.cache.Module(ctx, digest.FromBytes(module), func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(module)), nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	// command is the host's command line for a module, locked as in a container.
-	command := func(name string, module []byte) ([]string, error) {
-		entry, err := cache.Module(ctx, digest.FromBytes(module), func() (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(module)), nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		path, exit := filepath.Join(dir, name+".json"), filepath.Join(dir, name+".exit")
-		if err := os.WriteFile(exit, nil, 0o600); err != nil {
-			return nil, err
-		}
-		doc := hostdoc.Document{
-			Agent:    hostdoc.Agent{ID: "org.example." + name, Version: "1.0.0", Module: digest.FromBytes(module).String(), Trust: "signed"},
-			Instance: name, Module: entry.Path, Input: hostdoc.Input{Kind: hostdoc.InputStdin}, Args: []string{"agent.wasm"},
-			Limits:   hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
-			ExitFile: exit, LogFormat: "json",
-			Lock: &hostdoc.Lock{Read: []string{path, entry.Path}, Write: []string{exit}},
-		}
-		data, err := doc.Marshal()
-		if err != nil {
-			return nil, err
-		}
-		return hostdoc.Command(host, path, doc.Lock), os.WriteFile(path, data, 0o600)
+	doc := hostdoc.Document{
+		Agent:    hostdoc.Agent{ID: "org.example." + name, Version: "1.0.0", Module: digest.FromBytes(module).String(), Trust: "signed"},
+		Instance: name, Module: entry.Path, Input: hostdoc.Input{Kind: hostdoc.InputStdin}, Args: []string{"agent.wasm"},
+		Limits:   hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
+		ExitFile: filepath.Join(h.dir, name+".exit"), LogFormat: "json",
 	}
-	first, err := command("first", guestFirst)
+	if edit != nil {
+		edit(&doc)
+	}
+	path := filepath.Join(h.dir, name+".json")
+	doc.Lock = doc.LeastLock(path)
+	data, err := doc.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return hostdoc.Command(program, path, doc.Lock), os.WriteFile(path, data, 0o600)
+}
+
+// measureHost runs mentat-host by itself, without a container around it, on
+// modules that the cache has compiled.
+func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
+	h, err := newHost(m, "host", "mentat-host")
+	if err != nil {
+		return nil, err
+	}
+	first, err := h.command(ctx, h.program, "first", guestFirst, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +113,7 @@ func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
 		{"idle", "mentat-host: PSS idle in read, 1 s after start", guestIdle},
 		{"idle-wasi", "mentat-host: the same, WASI command in fd_read", guestIdleWASI},
 	} {
-		words, err := command(guest.name, guest.module)
+		words, err := h.command(ctx, h.program, guest.name, guest.module, nil)
 		if err != nil {
 			return results, err
 		}

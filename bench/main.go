@@ -20,6 +20,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == plainHandler {
+		if err := servePlain(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout)
 	stop()
@@ -51,19 +58,33 @@ type machine struct {
 	authority *authority
 }
 
+// parts are what is measured, in this order.
+var parts = []struct {
+	name    string
+	measure func(context.Context, *machine, int) ([]Result, error)
+}{{"verify", measureVerify}, {"host", measureHost}, {"compute", measureCompute}, {"serve", measureServe}, {"tasks", measureTasks}}
+
+func names() []string {
+	var all []string
+	for _, p := range parts {
+		all = append(all, p.name)
+	}
+	return all
+}
+
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	pairs := flags.Int("pairs", 30, "interleaved pairs of each comparison")
 	file := flags.String("json", "", "write the report to this file")
-	only := flags.String("only", "", "measure only verify, host or tasks")
+	only := flags.String("only", "", "measure only "+strings.Join(names(), ", "))
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *pairs < 1 || flags.NArg() > 0 {
 		return errors.New("-pairs must be at least 1, and there are no arguments")
 	}
-	if !slices.Contains([]string{"", "verify", "host", "tasks"}, *only) {
-		return fmt.Errorf("-only %s: there are verify, host and tasks", *only)
+	if *only != "" && !slices.Contains(names(), *only) {
+		return fmt.Errorf("-only %s: there are %s", *only, strings.Join(names(), ", "))
 	}
 	report := Report{Version: version.Version, Time: time.Now().UTC(), CPU: processor(), CPUs: runtime.NumCPU(), Kernel: firstField("/proc/sys/kernel/osrelease"), Load: firstField("/proc/loadavg"), Pairs: *pairs}
 	fmt.Fprintf(out, "MentatLab %s on %d × %s, Linux %s, load %s; %d pairs\n\n", report.Version, report.CPUs, report.CPU, report.Kernel, report.Load, report.Pairs)
@@ -77,10 +98,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	table := table{out}
 	table.head()
-	for _, what := range []struct {
-		name    string
-		measure func(context.Context, *machine, int) ([]Result, error)
-	}{{"verify", measureVerify}, {"host", measureHost}, {"tasks", measureTasks}} {
+	for _, what := range parts {
 		if *only != "" && *only != what.name {
 			continue
 		}

@@ -21,11 +21,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/mentatlab/mentat/aot"
-	"github.com/mentatlab/mentat/capability"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
-	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
@@ -54,7 +52,8 @@ type Options struct {
 // holds for the next container.
 type Preparer struct {
 	Options
-	host string
+	// host runs agents, netHost those that are served or reach a network.
+	host, netHost string
 }
 
 // New checks the options and finds mentat-host.
@@ -76,7 +75,8 @@ func New(o Options) (*Preparer, error) {
 		}
 		host = filepath.Join(filepath.Dir(self), "mentat-host")
 	}
-	return &Preparer{Options: o, host: host}, nil
+	netHost := cmp.Or(o.Config.Host.NetBinary, filepath.Join(filepath.Dir(host), "mentat-host-net"))
+	return &Preparer{Options: o, host: host, netHost: netHost}, nil
 }
 
 // compiled finds or makes the compiled module. The cache is opened only here:
@@ -120,12 +120,22 @@ type Result struct {
 }
 
 // Prepare makes one bundle ready. The context carries containerd's namespace.
-// Every refusal is a fault with its reason.
+// Every refusal is a fault with its reason, and is recorded.
 func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
+	note := p.note(ctx, req)
+	result, err := p.prepare(ctx, req, note)
+	if err != nil {
+		note.refused(err)
+	}
+	return result, err
+}
+
+func (p *Preparer) prepare(ctx context.Context, req Request, note *note) (*Result, error) {
 	// Policy, trust stores and lists are read while containerd answers.
 	open := sync.OnceValues(func() (*verifier.Verifier, error) { return p.openVerifier(ctx) })
 	go open()    //nolint:errcheck // the call below returns the same
 	defer open() //nolint:errcheck // as above; nothing goes on after the answer
+	rules := p.openRules()
 	spec, err := readSpec(req.Dir)
 	if err != nil {
 		return nil, err
@@ -135,6 +145,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		return nil, unreachable(err, req.ID, "cannot find the container in containerd")
 	}
 	c.Image = p.name(ctx, c)
+	note.image = c.Image
 	candidates, index, findErr := p.find(ctx, c, spec.Spec)
 	v, err := open()
 	if err = cmp.Or(err, findErr); err != nil {
@@ -144,6 +155,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	var verdict *verifier.Verdict
 	for _, a := range slices.Backward(candidates) {
 		verdict = v.Verify(ctx, verifier.Input{Reference: c.Image, Artifact: a, Index: index})
+		note.judged(a, verdict)
 		p.Log.Info("gate", "container", req.ID, "image", c.Image, "verdict", verdict.Line())
 		if !verdict.Allowed {
 			return nil, verdict.Err
@@ -159,7 +171,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	}
 	result := &Result{Verdict: verdict}
 	if found == nil {
-		return result, spec.restore()
+		return note.container(result, spec)
 	}
 	if err := runnable(c.Image, found); err != nil {
 		return nil, err
@@ -168,7 +180,7 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 		return nil, err
 	}
 	if found.Module == nil {
-		return result, spec.restore()
+		return note.container(result, spec)
 	}
 	if err := p.Node.Hold(ctx, req.ID, found.Digest); err != nil {
 		return nil, unreachable(err, req.ID, "cannot protect the agent's content from garbage collection")
@@ -177,12 +189,18 @@ func (p *Preparer) Prepare(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	capabilities, err := rules()
+	if err != nil {
+		return nil, err
+	}
 	run := wasmRun{
 		id: req.ID, dir: req.Dir, stdin: req.Stdin,
 		reference: c.Image, artifact: found, verdict: verdict,
-		host: p.host, module: entry.Path,
-		grant: p.grant(v, verdict, found, spec.Spec),
-		node:  p.Config.Sandbox,
+		host: p.host, netHost: p.netHost, module: entry.Path,
+		grant:  grant(capabilities, verdict, c.Image, found, spec.Spec),
+		node:   p.nodeOf(capabilities),
+		bounds: p.Config.Sandbox,
+		note:   note,
 	}
 	if err := run.apply(spec); err != nil {
 		return nil, err
@@ -405,23 +423,6 @@ func sameChain(parent string, chain digest.Digest, spec *specs.Spec) bool {
 	remapped.IDMap.GIDs = slices.SortedStableFunc(slices.Values(l.GIDMappings), byContainerID)
 	name, err := json.Marshal(remapped)
 	return err == nil && parent == digest.FromBytes(name).String()
-}
-
-// grant computes what the agent may do from its manifest, the node's policy
-// and what the container was given.
-func (p *Preparer) grant(v *verifier.Verifier, verdict *verifier.Verdict, a *oci.Artifact, spec *specs.Spec) capability.Grant {
-	var policy []manifest.Capability
-	if v.Policy() != nil {
-		policy = v.Policy().Grants(verdict.Trust)
-	}
-	g := capability.Effective(capability.Request{
-		Manifest: a.Agent,
-		Trust:    string(verdict.Trust),
-		Policy:   policy,
-		Given:    given(spec, a.Config, a.Agent),
-	})
-	g.Withheld = append(g.Withheld, foreign(spec)...)
-	return g
 }
 
 // unreachable wraps a containerd error; a cancelled call keeps that meaning.

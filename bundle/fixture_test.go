@@ -206,12 +206,18 @@ scopes:
     unsigned_agents: allow
     binding: none
 outside: {ordinary_images: allow}
-grants:
-  signed: ["filesystem:read:/data", "filesystem:read-write:/vols", "env:GREETING", "env:APP_PORT"]
 revocation:
   crls:
     - {issuer: "CN=MentatLab Root CA,O=MentatLab,C=US", file: root.crl}
     - {issuer: "CN=MentatLab Agent CA,O=MentatLab,C=US", file: agent.crl}
+`
+
+// capabilities is what signed agents may have on that node.
+const capabilities = `version: 1
+rules:
+  - name: agents
+    trust: [signed]
+    allow: ["filesystem:read:/data", "filesystem:read-write:/vols", "env:GREETING", "env:APP_PORT"]
 `
 
 // world is a node with a policy and one bundle.
@@ -234,8 +240,8 @@ func developer(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w := &world{TB: t, node: newNode(), etc: t.TempDir(), dir: t.TempDir(), clock: testpki.Clock}
-	text := fmt.Sprintf("[verify]\nstate = %q\n[host]\nbinary = %q\n[cache]\ndir = %q\nmemory = %q\n",
-		filepath.Join(w.etc, "state"), host, filepath.Join(cacheDir, "modules"), filepath.Join(cacheDir, "memory"))
+	text := fmt.Sprintf("[verify]\nstate = %q\n[capability]\nmedia = 'var/media'\n[audit]\nspool = 'spool'\nlog = 'log'\n[host]\nbinary = %q\nnet_binary = %q\n[cache]\ndir = %q\nmemory = %q\n",
+		filepath.Join(w.etc, "state"), host, host, filepath.Join(cacheDir, "modules"), filepath.Join(cacheDir, "memory"))
 	if w.config, err = nodeconfig.Parse(filepath.Join(w.etc, "config.toml"), []byte(text)); err != nil {
 		t.Fatal(err)
 	}
@@ -260,6 +266,14 @@ func (w *world) enforce(text string) {
 	w.file("agent.crl", w.pki.AgentCRL())
 	w.file("policy.yaml", []byte(text))
 	w.config.Verify.Policy = filepath.Join(w.etc, "policy.yaml")
+	w.grants(capabilities)
+}
+
+// grants makes text the capability policy.
+func (w *world) grants(text string) {
+	w.Helper()
+	w.file("capabilities.yaml", []byte(text))
+	w.config.Capability.Policy = filepath.Join(w.etc, "capabilities.yaml")
 }
 
 func (w *world) file(name string, data []byte) {

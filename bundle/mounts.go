@@ -263,7 +263,7 @@ func (r *wasmRun) ownMounts() []specs.Mount {
 	if r.inputMount != nil {
 		own = append(own, *r.inputMount)
 	}
-	return own
+	return append(own, r.provision.mounts...)
 }
 
 func bind(source, destination string, options ...string) specs.Mount {

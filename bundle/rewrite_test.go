@@ -123,7 +123,7 @@ func safeCommand(t testing.TB, args []string) {
 	}
 	for _, word := range args[5:] {
 		kind, path, _ := strings.Cut(word, "=")
-		granted := path == "/run/mentat/state" || path == "/dev/termination-log" || path == "/scratch" || path == "/vols" || strings.HasPrefix(path, "/vols/")
+		granted := path == "/run/mentat/state" || path == "/run/mentat/audit" || path == "/dev/termination-log" || path == "/scratch" || path == "/vols" || strings.HasPrefix(path, "/vols/")
 		if kind == "read" {
 			granted = granted || path == "/run/mentat/host.json" || path == "/run/mentat/module.cwasm" || path == "/run/mentat/input" ||
 				path == "/data" || strings.HasPrefix(path, "/data/")
@@ -141,7 +141,7 @@ func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
 	within := func(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 	own := map[string]string{
 		"/run/mentat": private, "/run/mentat/state": filepath.Join(private, "state"),
-		"/run/mentat/host": "", "/run/mentat/module.cwasm": "", "/run/mentat/input": "",
+		"/run/mentat/host": "", "/run/mentat/module.cwasm": "", "/run/mentat/input": "", "/run/mentat/audit": "",
 	}
 	// The kernel's, and how each may be mounted.
 	kernel := map[string]string{
@@ -178,7 +178,8 @@ func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
 			if !isBind || source != "" && m.Source != source {
 				t.Errorf("%s is %+v", at, m)
 			}
-			if has("rw") != (at == "/run/mentat/state") || has("ro") != (at != "/run/mentat/state") {
+			writable := at == "/run/mentat/state" || at == "/run/mentat/audit"
+			if has("rw") != writable || has("ro") == writable {
 				t.Errorf("%s is mounted with %q", at, m.Options)
 			}
 		case within(at, "/run/mentat"):
@@ -214,6 +215,7 @@ func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
 		}
 	}
 	delete(own, "/run/mentat/input")
+	delete(own, "/run/mentat/audit") // of a mere plan there is none
 	if len(own) != 0 {
 		t.Errorf("missing are %v", slices.Collect(maps.Keys(own)))
 	}
@@ -226,7 +228,7 @@ func TestAnOrdinarySpecificationIsRewritten(t *testing.T) {
 	for _, m := range spec.Mounts {
 		at = append(at, m.Destination)
 	}
-	want := []string{"/proc", "/dev", "/run/mentat", "/run/mentat/state", "/run/mentat/host", "/run/mentat/module.cwasm"}
+	want := []string{"/proc", "/dev", "/run/mentat", "/run/mentat/state", "/run/mentat/host", "/run/mentat/module.cwasm", "/run/mentat/audit"}
 	if !slices.Equal(at, want) {
 		t.Errorf("mounts %q, want %q", at, want)
 	}
@@ -463,7 +465,7 @@ sandbox:
       - "/etc": "1MB"
 `
 	w := enforcing(t)
-	w.enforce(strings.Replace(policy, `"filesystem:read:/data"`, `"filesystem:read:/scratch/deep", "filesystem:read:/data"`, 1))
+	w.grants(strings.Replace(capabilities, `"filesystem:read:/data"`, `"filesystem:read:/scratch/deep", "filesystem:read:/data"`, 1))
 	agent := strings.Replace(temps, `"filesystem:read:/data"`, `"filesystem:read:/scratch/deep", "filesystem:read:/data"`, 1)
 	w.create(ref, w.sign(w.agent(agent)))
 	spec := plain()
@@ -480,7 +482,7 @@ sandbox:
 	want := []string{
 		// The user's own directories there were not granted, so these are empty.
 		"/data bind", "/etc tmpfs", "/scratch tmpfs", "/scratch/deep bind", "/data/sub bind",
-		"/etc/resolv.conf bind", "/run/mentat bind", "/run/mentat/state bind", "/run/mentat/host bind", "/run/mentat/module.cwasm bind",
+		"/etc/resolv.conf bind", "/run/mentat bind", "/run/mentat/state bind", "/run/mentat/host bind", "/run/mentat/module.cwasm bind", "/run/mentat/audit bind",
 	}
 	slices.Sort(at[:3])
 	slices.Sort(at[3:5])
@@ -677,7 +679,7 @@ func TestTheHostIsLockedIntoWhatTheDocumentNames(t *testing.T) {
 			specs.Mount{Destination: "/etc/resolv.conf", Type: "bind", Source: w0, Options: []string{"bind"}})
 	})
 	doc := w.document()
-	want := &hostdoc.Lock{Read: []string{"/run/mentat/host.json", "/run/mentat/module.cwasm", "/data"}, Write: []string{"/vols", "/run/mentat/state", terminationLog}}
+	want := &hostdoc.Lock{Read: []string{"/run/mentat/host.json", "/run/mentat/module.cwasm", "/data"}, Write: []string{"/vols", "/run/mentat/state", terminationLog, "/run/mentat/audit"}}
 	if !reflect.DeepEqual(doc.Lock, want) {
 		t.Errorf("the lock is %+v, want %+v", doc.Lock, want)
 	}
@@ -865,7 +867,7 @@ func planner(t testing.TB, dir string) func(*specs.Spec) *wasmRun {
 		return &wasmRun{
 			id: id, dir: dir, reference: ref, artifact: artifact, verdict: &verifier.Verdict{Trust: verifier.Signed},
 			host: "/usr/bin/mentat-host", module: "/var/lib/mentat/modules/x",
-			grant: capability.Effective(capability.Request{Manifest: m, Trust: "signed", Policy: m.Capabilities(), Given: given(spec, artifact.Config, m)}),
+			grant: capability.Effective(capability.Request{Manifest: m, Trust: "signed", Rules: []capability.Rule{{Name: "r", Allow: m.Capabilities()}}, Given: given(spec, artifact.Config, m)}),
 		}
 	}
 }

@@ -33,19 +33,17 @@ func (r *wasmRun) resources() *manifest.Resources {
 	return nil
 }
 
-// memory is what one guest may use: the smallest of manifest, node, container
-// limit and default.
+// memory is what one guest may use: the smallest of manifest, container limit and
+// default.
 func (r *wasmRun) memory(spec *specs.Spec) (int64, error) {
 	guest := int64(limits.DefaultGuestMemory)
 	if r.artifact.Agent != nil && r.artifact.Agent.MemoryLimit() > 0 {
 		guest = r.artifact.Agent.MemoryLimit()
 	}
-	guest = tighter(guest, int64(r.node.MemoryMB)*limits.MiB)
-	res := spec.Linux.Resources
-	if res == nil || res.Memory == nil || res.Memory.Limit == nil || *res.Memory.Limit <= 0 {
+	c := memoryLimit(spec.Linux.Resources)
+	if c == 0 {
 		return guest, nil
 	}
-	c := *res.Memory.Limit
 	if c < limits.MinContainerMemory {
 		return 0, fault.New(fault.ResourceLimit, r.id, "the container's memory limit of %d bytes cannot hold the agent's host, which needs %d", c, limits.MinContainerMemory).
 			WithHint("raise the container's memory limit")
@@ -53,19 +51,10 @@ func (r *wasmRun) memory(spec *specs.Spec) (int64, error) {
 	return min(guest, c-max(limits.MinHostShare, c/10)), nil
 }
 
-// workers is how many guests run at a time.
-func workers(doc *hostdoc.Document) int64 {
-	if doc.Serve == nil {
-		return 1
-	}
-	return int64(max(1, doc.Serve.Concurrent))
-}
-
 // containerMemory is what guests, host and temporary directories, whose pages
 // count as well, need together.
 func (r *wasmRun) containerMemory(doc *hostdoc.Document) int64 {
-	guests := workers(doc) * doc.Limits.MemoryBytes
-	total := guests + limits.HostHeadroom(guests) + (workers(doc)-1)*limits.WorkerBuffers
+	total := needs(doc)
 	for _, size := range r.grant.TempDirs {
 		total += size
 	}
@@ -74,16 +63,20 @@ func (r *wasmRun) containerMemory(doc *hostdoc.Document) int64 {
 
 // tasks is how many threads and processes the container needs.
 func tasks(doc *hostdoc.Document) int64 {
-	return limits.HostThreads + workers(doc) - 1 + int64(len(doc.Extensions))*limits.PluginTasks
+	return threads(doc) + int64(len(doc.Extensions))*limits.PluginTasks
 }
 
-// times are the bounds of one run's wall and processor time in milliseconds, 0
-// for none.
-func (r *wasmRun) times() (deadline, cpu int64) {
+// bound holds a document to what manifest and node say of time, and to what the
+// node says of memory and of the network.
+func (r *wasmRun) bound(doc *hostdoc.Document) {
+	l := &doc.Limits
 	if a := r.artifact.Agent; a != nil {
-		deadline, cpu = millis(a.Deadline()), millis(a.CPUTime())
+		l.CPUMillis = millis(a.CPUTime())
 	}
-	return tighter(deadline, int64(r.node.DeadlineSeconds)*1000), tighter(cpu, int64(r.node.CPUSeconds)*1000)
+	l.MemoryBytes = tighter(l.MemoryBytes, int64(r.bounds.MemoryMB)*limits.MiB)
+	l.DeadlineMillis = tighter(l.DeadlineMillis, int64(r.bounds.DeadlineSeconds)*1000)
+	l.CPUMillis = tighter(l.CPUMillis, int64(r.bounds.CPUSeconds)*1000)
+	r.limitNetwork(doc)
 }
 
 // millis rounds up: a bound under a millisecond must not become none.
@@ -124,7 +117,7 @@ func (r *wasmRun) limit(res *specs.LinuxResources, doc *hostdoc.Document) error 
 // limitCPU sets the tighter quota of manifest and node unless the container's is
 // tighter still.
 func (r *wasmRun) limitCPU(res *specs.LinuxResources) {
-	quota := tighter(int64(r.resources().CPUQuotaMillis()), int64(r.node.CPUQuotaMS)) * (cpuPeriod / 1000)
+	quota := tighter(int64(r.resources().CPUQuotaMillis()), int64(r.bounds.CPUQuotaMS)) * (cpuPeriod / 1000)
 	if quota == 0 {
 		return
 	}
@@ -144,29 +137,30 @@ func (r *wasmRun) limitCPU(res *specs.LinuxResources) {
 	res.CPU.Quota, res.CPU.Period = &quota, &period
 }
 
-// openFiles is the host's limit of open files.
-func (r *wasmRun) openFiles() (uint64, error) {
-	files := tighter(limits.OpenFiles, int64(r.node.OpenFiles))
+// openFiles is the host's limit of open files. A server needs more.
+func (r *wasmRun) openFiles(doc *hostdoc.Document) (uint64, error) {
+	more := int64(files(doc))
+	most, least := tighter(limits.OpenFiles, int64(r.bounds.OpenFiles))+more, limits.MinOpenFiles+more
 	if said := r.resources(); said != nil {
-		files = tighter(files, int64(said.FileDescriptors))
+		most = tighter(most, int64(said.FileDescriptors))
 	}
-	if files < limits.MinOpenFiles {
-		return 0, fault.New(fault.ResourceLimit, r.id, "the manifest's file_descriptors of %d cannot hold the agent's host, which needs %d", files, limits.MinOpenFiles).
+	if most < least {
+		return 0, fault.New(fault.ResourceLimit, r.id, "the manifest's file_descriptors of %d cannot hold the agent's host, which needs %d", most, least).
 			WithHint("raise sandbox.resources.file_descriptors")
 	}
-	return uint64(files), nil
+	return uint64(most), nil
 }
 
 // limitTempDirs holds the granted temporary directories to the node's bound on
 // all of them: each gets what those before it leave.
 func (r *wasmRun) limitTempDirs() error {
-	if r.node.TempDirsMB == 0 {
+	if r.bounds.TempDirsMB == 0 {
 		return nil
 	}
-	left := int64(r.node.TempDirsMB) * limits.MiB
+	left := int64(r.bounds.TempDirsMB) * limits.MiB
 	for _, at := range slices.Sorted(maps.Keys(r.grant.TempDirs)) {
 		if left == 0 {
-			return fault.New(fault.ResourceLimit, r.id, "nothing of the node's %d MB for temporary directories is left for %s", r.node.TempDirsMB, at).
+			return fault.New(fault.ResourceLimit, r.id, "nothing of the node's %d MB for temporary directories is left for %s", r.bounds.TempDirsMB, at).
 				WithHint("ask for less in sandbox.filesystem.temp_dirs")
 		}
 		size := min(left, r.grant.TempDirs[at])
@@ -188,7 +182,7 @@ func (r *wasmRun) limitNetwork(doc *hostdoc.Document) {
 			mode = min(mode, i)
 		}
 	}
-	narrow(r.node.Network)
+	narrow(r.bounds.Network)
 	if a := r.artifact.Agent; a != nil && a.Sandbox != nil && a.Sandbox.Network != nil {
 		narrow(a.Sandbox.Network.Mode)
 	}

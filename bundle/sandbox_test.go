@@ -94,7 +94,7 @@ func planned(t *testing.T, node nodeconfig.Sandbox, temps map[string]int64) (*wa
 	t.Helper()
 	spec := plain()
 	r := planner(t, t.TempDir())(spec)
-	r.node = node
+	r.bounds = node
 	if temps != nil {
 		r.grant.TempDirs = temps
 	}
@@ -140,21 +140,15 @@ func TestTemporaryDirectoriesShareWhatTheNodeAllows(t *testing.T) {
 	}
 }
 
-func TestServersAndPluginsGetWhatTheyNeed(t *testing.T) {
-	r, _ := planned(t, nodeconfig.Sandbox{}, map[string]int64{})
+func TestPluginsGetTheirTasks(t *testing.T) {
 	doc := &hostdoc.Document{Limits: hostdoc.Limits{MemoryBytes: 64 * limits.MiB}}
-	if m, n := r.containerMemory(doc), tasks(doc); m != 80*limits.MiB || n != 16 {
-		t.Errorf("one run: %d bytes, %d tasks", m, n)
+	if n := tasks(doc); n != 16 {
+		t.Errorf("one run: %d tasks", n)
 	}
 	doc.Serve = &hostdoc.Serve{Concurrent: 4}
 	doc.Extensions = []hostdoc.Extension{{Name: "a"}, {Name: "b"}}
-	// 4 guests, a tenth of them, buffers of the three more; a thread a guest.
-	if m, n := r.containerMemory(doc), tasks(doc); m != (256+6)*limits.MiB+256*limits.MiB/10 || n != 16+3+64 {
-		t.Errorf("four at a time: %d bytes, %d tasks", m, n)
-	}
-	doc.Serve.Concurrent = 0
-	if n := tasks(doc); n != 16+64 {
-		t.Errorf("none at a time: %d tasks", n)
+	if n := tasks(doc); n != threads(doc)+2*limits.PluginTasks {
+		t.Errorf("four at a time: %d tasks", n)
 	}
 }
 

@@ -191,10 +191,14 @@ type wasmRun struct {
 	artifact  *oci.Artifact
 	verdict   *verifier.Verdict
 	host      string
+	netHost   string
 	module    string
 	grant     capability.Grant
-	// node bounds every agent here.
-	node nodeconfig.Sandbox
+	node      servingNode
+	// bounds are the node's on every agent.
+	bounds    nodeconfig.Sandbox
+	provision provision
+	note      *note
 	// inputMount is what holds the input, nil without a file.
 	inputMount *specs.Mount
 }
@@ -202,13 +206,19 @@ type wasmRun struct {
 // apply writes the bundle's private directory and then, last, config.json.
 func (r *wasmRun) apply(spec *bundleSpec) error {
 	p, err := r.plan(spec.Spec)
+	if err == nil {
+		err = r.note.run(&r.grant)
+	}
+	if err == nil {
+		err = r.writePrivate(p)
+	}
+	if err == nil {
+		err = spec.replace(p.spec)
+	}
 	if err != nil {
-		return err
+		return errors.Join(err, r.dropAudit())
 	}
-	if err := r.writePrivate(p); err != nil {
-		return err
-	}
-	return spec.replace(p.spec)
+	return nil
 }
 
 // plan is what apply writes: everything is decided before anything is written.
@@ -231,6 +241,13 @@ func (r *wasmRun) plan(spec *specs.Spec) (p plan, err error) {
 	doc, err := r.document(spec)
 	if err != nil {
 		return p, err
+	}
+	if doc.Connects() {
+		r.host = r.netHost
+		if _, err := os.Stat(r.host); err != nil {
+			return p, fault.Wrap(err, fault.NotFound, r.host, "the agent needs the host that can use a network, and it is not there").
+				WithHint("install mentat-host-net beside mentat-host, or name it in host.net_binary of the configuration")
+		}
 	}
 	if p.document, err = doc.Marshal(); err != nil {
 		return p, fault.Wrap(err, fault.ReasonOf(err), r.id, "cannot encode the host document")
@@ -264,6 +281,7 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 		Config:   r.grant.Config,
 		Grants:   r.grant.Grants,
 		Denials:  r.grant.Denials(),
+		Holes:    r.grant.Holes,
 		Limits: hostdoc.Limits{
 			MemoryBytes: memory,
 			InputBytes:  limits.InputBytes,
@@ -275,8 +293,8 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	}
 	if agent := r.artifact.Agent; agent != nil {
 		doc.Agent.ID, doc.Agent.Version = agent.ID, agent.Version
+		doc.Limits.DeadlineMillis = millis(agent.Deadline())
 	}
-	doc.Limits.DeadlineMillis, doc.Limits.CPUMillis = r.times()
 	if r.verdict.Signer != nil {
 		doc.Agent.Signer = r.verdict.Signer.Email
 	}
@@ -289,7 +307,13 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	if doc.Input, err = r.input(spec, doc.Args); err != nil {
 		return nil, err
 	}
-	r.limitNetwork(doc)
+	if err := r.serving(spec, doc); err != nil {
+		return nil, err
+	}
+	if err := r.provide(spec, doc); err != nil {
+		return nil, err
+	}
+	r.bound(doc)
 	doc.Lock = lock(doc, spec)
 	return doc, nil
 }
@@ -378,6 +402,7 @@ func (r *wasmRun) writePrivate(p plan) error {
 		place(hostdoc.HostPath),
 		place(hostdoc.ModulePath),
 		func() error { return r.inputPlace(dir) },
+		func() error { return r.provision.write(dir, o) },
 		func() error { return writeFile(filepath.Join(dir, filepath.Base(hostdoc.Path)), p.document, 0o444) },
 	}
 	for _, step := range steps {
@@ -449,7 +474,7 @@ func hostID(id uint32, maps []specs.LinuxIDMapping) (int, bool) {
 // rewrite replaces, not merges, what the container was given: the process of a
 // WASM agent is ours, and nothing a user set may reach it.
 func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
-	files, err := r.openFiles()
+	files, err := r.openFiles(doc)
 	if err != nil {
 		return err
 	}

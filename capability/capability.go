@@ -19,11 +19,6 @@ const (
 	signed    = "signed"
 )
 
-var signedDefaults = []manifest.Capability{
-	{Kind: manifest.KindMedia, Access: manifest.AccessRead},
-	{Kind: manifest.KindMedia, Access: manifest.AccessWrite},
-}
-
 // reserved are paths that are never a guest's: the kernel's, and the host's own
 // with its document and secrets.
 var reserved = []string{"/proc", "/sys", "/dev", hostdoc.Dir}
@@ -55,30 +50,35 @@ type Request struct {
 	Manifest *manifest.Manifest
 	// Trust is the agent's trust level.
 	Trust string
-	// Policy is what the node's policy allows at that level.
-	Policy []manifest.Capability
+	// Rules are those of the node's policy that are about this agent, in their
+	// order.
+	Rules []Rule
+	// Serving is what the node serves capabilities with.
+	Serving Serving
 	// Given is what the container was given.
 	Given Given
-	// Operator makes Given the whole grant: the flags of one's own run.
+	// Operator makes Given and Allow grants: the flags of one's own run. Rules may
+	// add to them, and their denials hold for flags, too.
 	Operator bool
+	Allow    []manifest.Capability
 }
-
-// Who decided about a wish.
-const (
-	RuleManifest  = "manifest"  // the manifest does not ask for it, or takes it back
-	RulePolicy    = "policy"    // the node's policy at the agent's trust level
-	RuleTrust     = "trust"     // the trust level alone
-	RuleContainer = "container" // the container has something else at that path
-	RuleOperator  = "operator"  // the flags of one's own run
-)
 
 // Decision is one judged wish.
 type Decision struct {
-	// Capability is the canonical string.
+	// Capability is the canonical string, or [FullNetwork].
 	Capability string `json:"capability"`
 	Allowed    bool   `json:"allowed"`
-	// Rule is one of the Rule constants.
+	// Rule is what decided: the name of a rule of the policy, or one of the Rule
+	// constants.
 	Rule string `json:"rule"`
+	// Reason says in a sentence why it was denied.
+	Reason string `json:"reason,omitempty"`
+	// As is what was granted of it where that is not all, and RestRule what
+	// decided about the rest.
+	As       []string `json:"as,omitempty"`
+	RestRule string   `json:"rest_rule,omitempty"`
+	// DryRun are the rules in dry run that would deny a part of it.
+	DryRun []string `json:"dry_run,omitempty"`
 }
 
 // Grant is what the agent may do.
@@ -91,12 +91,25 @@ type Grant struct {
 	// Env is what the guest sees, as NAME=VALUE, sorted.
 	Env []string
 	// Grants are the granted strings, canonical and sorted, with their rules.
+	// Holes are what denials cut out of them.
 	Grants []hostdoc.Grant
+	Holes  []hostdoc.Hole
 	// Config answers get_config.
 	Config map[string]string
+	// Network, LLM, Media and Extensions are how what was granted is served; nil
+	// where nothing was. Paths are the node's.
+	Network    *hostdoc.Network
+	LLM        *hostdoc.LLM
+	Media      *hostdoc.Media
+	Extensions []hostdoc.Extension
+	// Secrets are what the host needs, by the names that Network, LLM and Media
+	// use. Whoever prepares the run reads them.
+	Secrets map[string]Secret
 	// Withheld has one line for each thing given and not granted.
 	Withheld  []string
 	Decisions []Decision
+
+	full string // the rule that allows every public host
 }
 
 // Capabilities are the granted strings, never nil.
@@ -108,23 +121,38 @@ func (g *Grant) Capabilities() []string {
 	return list
 }
 
-// Denials are the wishes that were not granted.
+// Denials are the wishes that were not granted, or not all of them.
 func (g *Grant) Denials() []hostdoc.Denial {
 	var list []hostdoc.Denial
 	for _, d := range g.Decisions {
-		if !d.Allowed {
-			list = append(list, hostdoc.Denial{Capability: d.Capability, Rule: d.Rule, Reason: reasons[d.Rule]})
+		switch {
+		case d.Capability == FullNetwork:
+		case !d.Allowed:
+			list = append(list, hostdoc.Denial{Capability: d.Capability, Rule: d.Rule, Reason: d.Reason})
+		case d.RestRule != "":
+			list = append(list, hostdoc.Denial{Capability: d.Capability, Rule: d.RestRule, Reason: "only " + strings.Join(d.As, ", ") + " of it is granted: " + reason(d.RestRule)})
 		}
 	}
 	return list
 }
 
-// reasons says what a rule means, for who is told of a denial.
-var reasons = map[string]string{
-	RuleManifest:  "the manifest does not ask for it, or takes it back",
-	RulePolicy:    "the node's policy does not grant it at this trust level",
-	RuleTrust:     "an untrusted agent is granted nothing",
-	RuleContainer: "the container has something else at that path",
+// reason says what a rule means, for who is told of a denial.
+func reason(rule string) string {
+	switch rule {
+	case RuleManifest:
+		return "the manifest does not ask for it, or takes it back"
+	case RulePolicy:
+		return "no rule of the node's policy grants it at this trust level"
+	case RuleTrust:
+		return "an untrusted agent is granted nothing"
+	case RuleContainer:
+		return "the container has something else at that path"
+	case RuleNode:
+		return "the node has nothing that serves it"
+	case RuleOperator:
+		return "no flag of this run grants it"
+	}
+	return fmt.Sprintf("the rule %q of the node's policy denies it", rule)
 }
 
 // Effective computes the grant. It does no input or output.
@@ -133,165 +161,58 @@ func Effective(r Request) Grant {
 	if r.Manifest != nil {
 		maps.Copy(g.Config, r.Manifest.Config)
 	}
+	j := newJudge(&r)
+	granted := g.list(j)
+	g.full = j.full()
+	g.serve(&r, granted)
 	if r.Operator {
-		g.operator(r)
-		return g
+		g.operator(&r, j)
+	} else {
+		g.mounts(&r, j)
+		g.tempDirs(&r, j)
+		g.env(&r, j)
 	}
-	d := decider{network: sandboxNetwork(r.Manifest), asked: asked(r.Manifest), policy: r.Policy, trusted: r.Trust != untrusted && r.Trust != ""}
-	if r.Trust == signed {
-		d.policy = append(slices.Clone(r.Policy), signedDefaults...)
+	for _, grant := range g.Grants {
+		if c, err := manifest.ParseCapability(grant.Capability); err == nil && !slices.Contains(granted, c) {
+			granted = append(granted, c)
+		}
 	}
-	g.list(&d)
-	g.mounts(r, &d)
-	g.tempDirs(r, &d)
-	g.env(r, &d)
-	g.Decisions = d.decisions
+	g.Holes = j.holes(granted, g.full != "")
+	g.Decisions = j.decisions
 	return g
 }
 
-func asked(m *manifest.Manifest) []manifest.Capability {
-	if m == nil {
-		return nil
-	}
-	return m.Capabilities()
-}
-
-// sandboxNetwork is what a manifest says a second time about the network.
-func sandboxNetwork(m *manifest.Manifest) *manifest.Network {
-	if m == nil || m.Sandbox == nil {
-		return nil
-	}
-	return m.Sandbox.Network
-}
-
-// narrow returns what a manifest's sandbox.network leaves of c.
-func narrow(c manifest.Capability, network *manifest.Network) []manifest.Capability {
-	if c.Kind != manifest.KindNetwork || network == nil {
-		return []manifest.Capability{c}
-	}
-	if network.Mode == manifest.NetworkNone {
-		return nil
-	}
-	hosts := []manifest.Capability{c}
-	if network.AllowedHosts != nil {
-		hosts = nil
-		for _, host := range network.AllowedHosts {
-			parsed, err := manifest.ParseCapability("network:https:" + host)
-			if err != nil {
-				continue // it names nothing, so it allows nothing
-			}
-			one := c
-			one.Host = parsed.Host
-			switch {
-			case one.Allows(c):
-				hosts = append(hosts, c)
-			case c.Allows(one):
-				hosts = append(hosts, one)
+// list intersects the manifest's capabilities with the policy's.
+func (g *Grant) list(j *judge) []manifest.Capability {
+	rules := map[manifest.Capability]string{}
+	for _, want := range j.asked {
+		for _, p := range j.wish(want) {
+			if _, ok := rules[p.Capability]; !ok {
+				rules[p.Capability] = p.rule
 			}
 		}
 	}
-	var left []manifest.Capability
-	for _, one := range hosts {
-		left = append(left, openPorts(one, network.BlockedPorts)...)
+	granted := slices.SortedFunc(maps.Keys(rules), func(a, b manifest.Capability) int { return cmp.Compare(a.String(), b.String()) })
+	for _, c := range granted {
+		g.Grants = append(g.Grants, hostdoc.Grant{Capability: c.String(), Rule: rules[c]})
 	}
-	return left
-}
-
-// openPorts returns what blocked ports leave of a network capability.
-func openPorts(c manifest.Capability, blocked []int) []manifest.Capability {
-	var left []manifest.Capability
-	whole := true
-	for scheme, port := range map[string]int{manifest.SchemeHTTP: 80, manifest.SchemeHTTPS: 443} {
-		if c.Scheme != scheme && c.Scheme != manifest.SchemeAny {
-			continue
-		}
-		if slices.Contains(blocked, cmp.Or(c.Port, port)) {
-			whole = false
-			continue
-		}
-		one := c
-		one.Scheme = scheme
-		left = append(left, one)
-	}
-	if whole {
-		return []manifest.Capability{c}
-	}
-	return left
-}
-
-// decider answers single requests and keeps a record of them.
-type decider struct {
-	network       *manifest.Network
-	asked, policy []manifest.Capability
-	trusted       bool
-	decisions     []Decision
-}
-
-// allows judges one request; rule names the side that said no.
-func (d *decider) allows(c manifest.Capability) (ok bool, rule string) {
-	switch {
-	case !anyAllows(d.asked, c):
-		return false, RuleManifest
-	case !d.trusted:
-		return false, RuleTrust
-	case !anyAllows(d.policy, c):
-		return false, RulePolicy
-	}
-	return true, RulePolicy
-}
-
-func (d *decider) record(c manifest.Capability, allowed bool, rule string) {
-	d.decisions = append(d.decisions, Decision{Capability: c.String(), Allowed: allowed, Rule: rule})
-}
-
-func anyAllows(list []manifest.Capability, c manifest.Capability) bool {
-	return slices.ContainsFunc(list, func(have manifest.Capability) bool { return have.Allows(c) })
-}
-
-// list intersects the manifest's capabilities with the policy's: of two that
-// overlap, the narrower is granted.
-func (g *Grant) list(d *decider) {
-	granted := map[string]string{}
-	for _, want := range d.asked {
-		ok, rule := d.allows(want)
-		found := []manifest.Capability{}
-		if ok {
-			found = append(found, want)
-		} else if d.trusted {
-			for _, have := range d.policy {
-				if want.Allows(have) {
-					found = append(found, have)
-					ok, rule = true, RulePolicy
-				}
-			}
-		}
-		left := 0
-		for _, c := range found {
-			for _, c := range narrow(c, d.network) {
-				granted[c.String()] = rule
-				left++
-			}
-		}
-		if ok && left == 0 {
-			ok, rule = false, RuleManifest
-		}
-		d.record(want, ok, rule)
-	}
-	for _, c := range slices.Sorted(maps.Keys(granted)) {
-		g.Grants = append(g.Grants, hostdoc.Grant{Capability: c, Rule: granted[c]})
-	}
+	return granted
 }
 
 // mounts turns granted mounts into preopens, as narrow as the narrowest side.
-func (g *Grant) mounts(r Request, d *decider) {
+func (g *Grant) mounts(r *Request, j *judge) {
 	for _, m := range r.Given.Mounts {
 		at := path.Clean(m.Destination)
-		if overlapsReserved(at) {
+		switch {
+		case overlapsReserved(at):
 			g.Withheld = append(g.Withheld, "withheld mount "+at+": no agent can be given that path")
 			continue
+		case g.holdsSecret(at):
+			g.Withheld = append(g.Withheld, "withheld mount "+at+": it holds a secret that the host alone reads")
+			continue
 		}
-		read, rule := d.allows(filesystem(manifest.AccessRead, at))
-		write, _ := d.allows(filesystem(manifest.AccessWrite, at))
+		read, rule := j.whole(filesystem(manifest.AccessRead, at))
+		write, _ := j.whole(filesystem(manifest.AccessWrite, at))
 		write = write && !m.ReadOnly && preopenMode(r.Manifest, at) != manifest.ModeReadOnly
 		if !read {
 			g.withhold("mount "+at, filesystem(accessOf(m), at), rule)
@@ -333,47 +254,63 @@ func filesystem(access, at string) manifest.Capability {
 	return manifest.Capability{Kind: manifest.KindFilesystem, Access: access, Path: at}
 }
 
-// tempDirs grants the manifest's temporary directories from SIGNED on.
-func (g *Grant) tempDirs(r Request, d *decider) {
+// tempDirs grants the manifest's temporary directories from SIGNED on, unless a
+// rule denies to write there.
+func (g *Grant) tempDirs(r *Request, j *judge) {
 	if r.Manifest == nil || r.Manifest.Sandbox == nil || r.Manifest.Sandbox.Filesystem == nil {
 		return
 	}
 	for _, at := range slices.Sorted(maps.Keys(r.Manifest.Sandbox.Filesystem.TempDirs)) {
+		size := int64(r.Manifest.Sandbox.Filesystem.TempDirs[at])
 		at = path.Clean(at)
 		want := filesystem(manifest.AccessReadWrite, at)
+		d := Decision{Capability: want.String()}
 		taken := slices.ContainsFunc(g.Preopens, func(p hostdoc.Preopen) bool { return p.Guest == at })
+		denial := denialOf(j.enforced, want, manifest.Capability.DeniesPart)
 		switch {
-		case !d.trusted:
-			d.record(want, false, RuleTrust)
+		case !j.trusted:
+			j.decide(d, RuleTrust)
 			continue
 		case taken, overlapsReserved(at):
-			d.record(want, false, RuleContainer)
+			j.decide(d, RuleContainer)
+			continue
+		case denial != "":
+			j.decide(d, denial)
 			continue
 		}
 		if g.TempDirs == nil {
 			g.TempDirs = map[string]int64{}
 		}
-		g.TempDirs[at] = int64(r.Manifest.Sandbox.Filesystem.TempDirs[at])
+		g.TempDirs[at] = size
 		g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: at, Guest: at})
-		d.record(want, true, RuleTrust)
+		d.Allowed = true
+		j.decide(d, RuleTrust)
 	}
+}
+
+// manifestEnv are the variables with values of the manifest's own that are
+// granted.
+func manifestEnv(r *Request, j *judge) map[string]string {
+	values := map[string]string{}
+	if r.Manifest == nil || r.Manifest.WASM == nil || r.Manifest.WASM.WASI == nil {
+		return values
+	}
+	for _, kv := range r.Manifest.WASM.WASI.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		if ok, _ := j.whole(variable(name)); ok {
+			values[name] = value
+		}
+	}
+	return values
 }
 
 // env grants variables: the manifest's own values and the container's, which
 // win where both name one.
-func (g *Grant) env(r Request, d *decider) {
-	values := map[string]string{}
-	if r.Manifest != nil && r.Manifest.WASM != nil && r.Manifest.WASM.WASI != nil {
-		for _, kv := range r.Manifest.WASM.WASI.Env {
-			name, value, _ := strings.Cut(kv, "=")
-			if ok, _ := d.allows(variable(name)); ok {
-				values[name] = value
-			}
-		}
-	}
+func (g *Grant) env(r *Request, j *judge) {
+	values := manifestEnv(r, j)
 	withheld := map[string][]string{}
 	for _, name := range slices.Sorted(maps.Keys(r.Given.Env)) {
-		if ok, rule := d.allows(variable(name)); !ok {
+		if ok, rule := j.whole(variable(name)); !ok {
 			withheld[rule] = append(withheld[rule], name)
 			continue
 		}
@@ -407,25 +344,45 @@ func missing(c manifest.Capability, rule string) string {
 	switch rule {
 	case RuleManifest:
 		return fmt.Sprintf("the manifest does not ask for %q", c)
-	case RuleTrust:
-		return "an untrusted agent is granted nothing"
+	case RulePolicy:
+		return fmt.Sprintf("no rule of the node's policy grants %q at this trust level", c)
+	case RuleTrust, RuleOperator:
+		return reason(rule)
 	}
-	return fmt.Sprintf("the node's policy does not grant %q at this trust level", c)
+	return fmt.Sprintf("the rule %q of the node's policy denies a part of %q", rule, c)
 }
 
-// operator grants exactly what the flags of one's own run name.
-func (g *Grant) operator(r Request) {
+// operator grants what the flags of one's own run name.
+func (g *Grant) operator(r *Request, j *judge) {
+	give := func(what string, c manifest.Capability) bool {
+		if rule := denialOf(j.enforced, c, manifest.Capability.DeniesPart); rule != "" {
+			g.withhold(what, c, rule)
+			return false
+		}
+		if !slices.ContainsFunc(g.Grants, func(have hostdoc.Grant) bool { return have.Capability == c.String() }) {
+			g.Grants = append(g.Grants, hostdoc.Grant{Capability: c.String(), Rule: RuleOperator})
+		}
+		// The flag decides whatever was said of the manifest's wish before.
+		j.decisions = slices.DeleteFunc(j.decisions, func(d Decision) bool { return d.Capability == c.String() })
+		j.decide(Decision{Capability: c.String(), Allowed: true}, RuleOperator)
+		return true
+	}
 	for _, m := range r.Given.Mounts {
-		g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: m.Source, Guest: path.Clean(m.Destination), ReadOnly: m.ReadOnly})
-		c := filesystem(accessOf(m), path.Clean(m.Destination))
-		g.Grants = append(g.Grants, hostdoc.Grant{Capability: c.String(), Rule: RuleOperator})
-		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: RuleOperator})
+		at := path.Clean(m.Destination)
+		if g.holdsSecret(at) {
+			g.Withheld = append(g.Withheld, "withheld directory "+at+": it holds a secret that the host alone reads")
+			continue
+		}
+		if give("directory "+at, filesystem(accessOf(m), at)) {
+			g.Preopens = append(g.Preopens, hostdoc.Preopen{Host: m.Source, Guest: at, ReadOnly: m.ReadOnly})
+		}
 	}
+	values := manifestEnv(r, j)
 	for _, name := range slices.Sorted(maps.Keys(r.Given.Env)) {
-		c := variable(name)
-		g.Grants = append(g.Grants, hostdoc.Grant{Capability: c.String(), Rule: RuleOperator})
-		g.Decisions = append(g.Decisions, Decision{Capability: c.String(), Allowed: true, Rule: RuleOperator})
+		if give("variable "+name, variable(name)) {
+			values[name] = r.Given.Env[name]
+		}
 	}
-	g.Env = pairs(r.Given.Env)
+	g.Env = pairs(values)
 	slices.SortFunc(g.Grants, func(a, b hostdoc.Grant) int { return cmp.Compare(a.Capability, b.Capability) })
 }

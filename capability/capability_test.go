@@ -44,6 +44,21 @@ func capabilities(t testing.TB, list ...string) []manifest.Capability {
 	return caps
 }
 
+// rule is a policy of one rule.
+func rule(t testing.TB, allow ...string) []Rule {
+	t.Helper()
+	return []Rule{{Name: "r", Allow: capabilities(t, allow...)}}
+}
+
+// everything is a node that has something to serve every kind with.
+func everything() Serving {
+	s := Defaults()
+	s.MediaDir = "/var/media"
+	s.Providers = []Provider{{Name: "p", URL: "https://llm.example/v1", Models: []manifest.Capability{{Kind: manifest.KindLLM, Name: "*"}}}}
+	s.Extensions = []hostdoc.Extension{{Name: "x.y", Command: []string{"/x"}}}
+	return s
+}
+
 // summary is a grant on one line.
 func summary(g Grant) string {
 	var parts []string
@@ -87,7 +102,7 @@ func TestGrantIsWhatAllThreeSidesAllow(t *testing.T) {
 		{name: "not asked", trust: "verified", policy: []string{"filesystem:read-write:/"}, given: Given{Mounts: readOnly},
 			withheldText: []string{"mount /data", "manifest does not ask", "filesystem:read:/data"}},
 		{name: "not granted", asked: []string{"filesystem:read:/data"}, trust: "verified", given: Given{Mounts: readOnly},
-			withheldText: []string{"mount /data", "policy does not grant", "filesystem:read:/data"}},
+			withheldText: []string{"mount /data", "no rule of the node's policy grants", "filesystem:read:/data"}},
 		{name: "a capability beneath the mount is not the mount", asked: []string{"filesystem:read:/data/in"}, trust: "verified", policy: []string{"filesystem:read:/"},
 			given: Given{Mounts: data}, want: "filesystem:read:/data/in", withheldText: []string{"mount /data"}},
 		{name: "a mount beneath the capability", asked: []string{"filesystem:read:/data"}, trust: "verified", policy: []string{"filesystem:read:/"},
@@ -132,7 +147,7 @@ func TestGrantIsWhatAllThreeSidesAllow(t *testing.T) {
 			more: "sandbox:\n  filesystem:\n    temp_dirs:\n      - /run: 10MB\n      - /run/mentat: 10MB\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := Effective(Request{Manifest: agent(t, c.more, c.asked...), Trust: c.trust, Policy: capabilities(t, c.policy...), Given: c.given})
+			g := Effective(Request{Manifest: agent(t, c.more, c.asked...), Trust: c.trust, Rules: rule(t, c.policy...), Serving: everything(), Given: c.given})
 			if got := summary(g); got != c.want {
 				t.Errorf("granted %q, want %q", got, c.want)
 			}
@@ -155,7 +170,7 @@ func TestGrantIsWhatAllThreeSidesAllow(t *testing.T) {
 }
 
 func TestAModuleWithoutAManifestIsGrantedNothing(t *testing.T) {
-	g := Effective(Request{Trust: "verified", Policy: capabilities(t, "filesystem:read-write:/", "env:A"),
+	g := Effective(Request{Trust: "verified", Rules: rule(t, "filesystem:read-write:/", "env:A"),
 		Given: Given{Mounts: []Mount{{Destination: "/data"}}, Env: map[string]string{"A": "1"}}})
 	if summary(g) != "" || len(g.Withheld) != 2 {
 		t.Errorf("%+v", g)
@@ -195,6 +210,15 @@ func TestAGrantNeverExceedsAnySide(t *testing.T) {
 		}
 		return some
 	}
+	few := func(from []string) []string {
+		var some []string
+		for _, s := range from {
+			if random.IntN(12) == 0 {
+				some = append(some, s)
+			}
+		}
+		return some
+	}
 	paths := []string{"/", "/data", "/data/in", "/data/in/deep", "/tmp", "/run", "/run/mentat", "/database", "/proc"}
 	var universe []string
 	for _, access := range []string{"read", "write", "read-write"} {
@@ -217,7 +241,9 @@ func TestAGrantNeverExceedsAnySide(t *testing.T) {
 	granted := 0
 	for range 800 {
 		r := Request{Manifest: agent(t, sandboxes[random.IntN(len(sandboxes))], pick(universe)...), Trust: levels[random.IntN(len(levels))],
-			Policy: capabilities(t, pick(universe)...), Given: Given{Env: map[string]string{}}}
+			Rules: []Rule{{Name: "one", Allow: capabilities(t, pick(universe)...), Deny: capabilities(t, few(universe)...)},
+				{Name: "two", Allow: capabilities(t, pick(universe)...)}, {Name: "counted", Deny: capabilities(t, pick(universe)...), DryRun: true}},
+			Serving: everything(), Given: Given{Env: map[string]string{}}}
 		mounts := map[string]Mount{}
 		for _, p := range pick(paths) {
 			m := Mount{Destination: p, ReadOnly: random.IntN(2) == 0}
@@ -230,9 +256,12 @@ func TestAGrantNeverExceedsAnySide(t *testing.T) {
 		g := Effective(r)
 		granted += len(g.Capabilities()) + len(g.Preopens) + len(g.Env)
 
-		policy := r.Policy
+		policy := slices.Concat(r.Rules[0].Allow, r.Rules[1].Allow)
 		if r.Trust == "signed" {
-			policy = append(slices.Clone(policy), signedDefaults...)
+			policy = append(policy, signedDefaults.Allow...)
+		}
+		denied := func(c manifest.Capability, covers func(d, c manifest.Capability) bool) bool {
+			return slices.ContainsFunc(r.Rules[0].Deny, func(d manifest.Capability) bool { return covers(d, c) })
 		}
 		within := func(what string, c manifest.Capability) {
 			if !manifest.Allowed(r.Manifest.Capabilities(), c) || !manifest.Allowed(policy, c) {
@@ -240,6 +269,12 @@ func TestAGrantNeverExceedsAnySide(t *testing.T) {
 			}
 			if r.Trust == "" || r.Trust == "untrusted" {
 				t.Errorf("%s: %s at level %q", what, c, r.Trust)
+			}
+			if denied(c, manifest.Capability.Denies) {
+				t.Errorf("%s: %s is denied by %v", what, c, r.Rules[0].Deny)
+			}
+			if what != "capability" && denied(c, manifest.Capability.DeniesPart) {
+				t.Errorf("%s: a part of %s is denied by %v", what, c, r.Rules[0].Deny)
 			}
 		}
 		for _, s := range g.Capabilities() {

@@ -1,9 +1,11 @@
 package docs
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,8 +14,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mentatlab/mentat/host/serve"
 	"github.com/mentatlab/mentat/internal/arch"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/manifest/module"
@@ -115,6 +119,46 @@ func TestErrorTableIsTheCodes(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %v | %d | %d |\n", r.Reason, r.Meaning, r.Class, r.Exit, r.CLI)
 	}
 	generated(t, "errors.md", "errors", b.String())
+}
+
+func TestStatusTableIsTheServers(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| reason | status | what happened |\n|---|---|---|\n")
+	for _, s := range serve.Statuses {
+		reason := "`" + string(s.Reason) + "`"
+		if s.Reason == "" {
+			reason = "`agent-failed`"
+		}
+		fmt.Fprintf(&b, "| %s | %d | %s |\n", reason, s.Code, s.Meaning)
+	}
+	fmt.Fprintf(&b, "| any other | %d | see [errors.md](errors.md) |\n", http.StatusInternalServerError)
+	generated(t, "serving.md", "statuses", b.String())
+}
+
+func TestEverySeriesOfAServerIsDocumented(t *testing.T) {
+	page := read(t, "serving.md")
+	doc := &hostdoc.Document{Serve: &hostdoc.Serve{Concurrent: 1}}
+	m := serve.NewMetrics(doc)
+	m.Memory(func() int64 { return 0 })
+	if _, err := serve.New(noProgram{}, serve.Options{Document: doc, Metrics: m}); err != nil {
+		t.Fatal(err)
+	}
+	names := m.Names()
+	if len(names) < 10 {
+		t.Fatalf("only %v", names)
+	}
+	for _, name := range names {
+		short, _ := strings.CutPrefix(name, "mentatlab_http")
+		if !strings.Contains(page, "`"+name) && !strings.Contains(page, "`…"+short+"`") {
+			t.Errorf("serving.md does not name %s", name)
+		}
+	}
+}
+
+type noProgram struct{}
+
+func (noProgram) Run(context.Context, serve.Request) (hostdoc.Exit, error) {
+	return hostdoc.Exit{}, nil
 }
 
 func TestImportTableIsTheCheckers(t *testing.T) {

@@ -6,14 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/mentatlab/mentat/host/internal/engine"
 	"github.com/mentatlab/mentat/internal/fault"
-	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest/module"
 )
@@ -44,6 +42,7 @@ func (c *call) bytes(i int) ([]byte, bool) {
 }
 
 func (c *call) outOfRange(ptr, n uint32) bool {
+	c.s.tally.violations++
 	return c.s.trap(endOf(fault.Trap, fmt.Sprintf("%s.%s: pointer %#x with length %d is outside of the guest's memory of %d bytes",
 		c.f.module, c.f.name, ptr, n, len(c.memory))))
 }
@@ -79,12 +78,12 @@ var mentatFuncs = map[string]func(*call) bool{
 	"last_error":         func(c *call) bool { return c.returns(c.s.lastError()) },
 	"log":                logLineOf,
 	"get_config":         getConfig,
-	"start_stream":       unsupported("streams", 0),
-	"write_stream":       unsupported("streams", 1),
-	"end_stream":         unsupported("streams"),
-	"download_media":     unsupported("media", 0),
-	"upload_media":       unsupported("media", 0, 2),
-	"record_metric":      unsupported("metrics", 0, 4),
+	"start_stream":       startStream,
+	"write_stream":       writeStream,
+	"end_stream":         endStream,
+	"download_media":     downloadMedia,
+	"upload_media":       uploadMedia,
+	"record_metric":      recordMetric,
 	"request_capability": requestCapability,
 	"invoke_capability":  invokeCapability,
 }
@@ -96,16 +95,22 @@ var envFuncs = map[string]func(*call) bool{
 }
 
 // resolve finds who serves an import; the second result is for the engine's WASI.
-func resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
+func (p *Program) resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
 	switch im.Module {
 	case module.ModuleMentat:
 		return mentatFuncs[im.Name], false
 	case module.ModuleEnv:
 		return envFuncs[im.Name], false
 	case module.ModuleWASI:
-		// The engine's own refuses statuses above 125.
-		if im.Name == "proc_exit" {
+		switch {
+		case im.Name == "proc_exit":
+			// The engine's own refuses statuses above 125.
 			return procExit, false
+		case im.Name == "poll_oneoff" && p.reused:
+			// The engine's own sleeps beyond the end of the run, on a thread that a
+			// process which goes on would lose.
+			p.wasi = true
+			return pollOneoff, false
 		}
 		return nil, true
 	}
@@ -114,6 +119,7 @@ func resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
 
 func readInput(c *call) bool {
 	s := c.s
+	s.sync()
 	in, _ := s.handles[0].(*input)
 	if s.inAlloc {
 		return s.trap(endOf(fault.Trap, "mentat.read_input: called from mentat_alloc"))
@@ -124,7 +130,7 @@ func readInput(c *call) bool {
 	} else {
 		n = in.slurp(s)
 	}
-	if !s.hasAlloc {
+	if !s.p.hasAlloc {
 		return c.returns(n)
 	}
 	if n < 0 {
@@ -159,16 +165,23 @@ func read(c *call) bool {
 	if p == nil {
 		return c.outOfRange(c.values[1].U32(), c.values[2].U32())
 	}
-	r := c.s.handle(c.values[0].I32())
+	s, h := c.s, c.values[0].I32()
+	s.sync()
+	r := s.handle(h)
 	if r == nil {
 		return c.returns(codeBadHandle)
 	}
 	// A count must fit into the result.
-	return c.returns(r.read(c.s, p[:min(len(p), 1<<30)]))
+	n := r.read(s, p[:min(len(p), maxCount)])
+	if l, ok := r.(interface{ left() *stretch }); ok {
+		s.show(h, l.left())
+	}
+	return c.returns(n)
 }
 
 func size(c *call) bool {
 	n := int64(codeBadHandle)
+	c.s.sync()
 	if r := c.s.handle(c.values[0].I32()); r != nil {
 		n = r.size(c.s)
 	}
@@ -178,10 +191,14 @@ func size(c *call) bool {
 
 func closeHandle(c *call) bool {
 	h := c.values[0].I32()
+	c.s.sync()
 	if h < 0 || h >= c.s.next {
 		return c.fails(codeBadHandle, detail{Reason: "no such handle was ever given out"})
 	}
-	delete(c.s.handles, h)
+	if r, ok := c.s.handles[h]; ok {
+		delete(c.s.handles, h)
+		r.close(c.s)
+	}
 	return c.returns(0)
 }
 
@@ -210,8 +227,7 @@ func setError(c *call) bool {
 	case !utf8.Valid(text):
 		return c.fails(codeInvalid, detail{Reason: "the message is not UTF-8"})
 	}
-	message := fmt.Sprintf("%s (code %d)", text, c.values[0].I32())
-	c.s.failure = &message
+	c.s.failure = &guestError{c.values[0].I32(), string(text)}
 	return c.returns(0)
 }
 
@@ -224,7 +240,7 @@ func logLineOf(c *call) bool {
 	if !ok {
 		return false
 	}
-	c.s.log.log(level, fromAgent, string(text))
+	c.s.say(level, string(text))
 	return c.returns(0)
 }
 
@@ -233,63 +249,11 @@ func getConfig(c *call) bool {
 	if !ok {
 		return false
 	}
-	value, ok := c.s.doc.Config[string(key)]
+	value, ok := c.s.p.doc.Config[string(key)]
 	if !ok {
 		return c.fails(codeNotFound, detail{Reason: "the manifest's config has no such key", Hint: "add it under config: in manifest.yaml"})
 	}
-	return c.returns(c.s.open(&blob{data: []byte(value)}))
-}
-
-// unsupported answers a part of the ABI that this host does not have; spans are
-// the parameters where a pointer and a length begin.
-func unsupported(what string, spans ...int) func(*call) bool {
-	return func(c *call) bool {
-		for _, i := range spans {
-			if _, ok := c.bytes(i); !ok {
-				return false
-			}
-		}
-		return c.fails(codeUnsupported, detail{Reason: "this host does not serve " + what})
-	}
-}
-
-// maxCapability bounds a capability string in a request.
-const maxCapability = 1 << 10
-
-func requestCapability(c *call) bool {
-	name, ok := c.bytes(0)
-	if !ok {
-		return false
-	}
-	if _, ok := c.bytes(2); !ok {
-		return false
-	}
-	kind, _, _ := strings.Cut(string(name), ":")
-	if len(name) > maxCapability || !utf8.Valid(name) || kind == "" {
-		return c.fails(codeInvalid, detail{Reason: "not a capability string"})
-	}
-	if slices.ContainsFunc(c.s.doc.Grants, func(g hostdoc.Grant) bool { return g.Capability == string(name) }) {
-		return c.fails(codeUnsupported, detail{Capability: string(name), Reason: "granted, but this host does not serve " + kind + " capabilities"})
-	}
-	return c.fails(codeDenied, detail{
-		Capability: string(name),
-		Reason:     "the capability is not granted to this run",
-		Rule:       "no matching grant",
-		Hint:       fmt.Sprintf("a line \"- %s\" under wasm.capabilities in manifest.yaml asks for it; the node's policy must allow it", name),
-	})
-}
-
-func invokeCapability(c *call) bool {
-	for _, i := range []int{1, 3} {
-		if _, ok := c.bytes(i); !ok {
-			return false
-		}
-	}
-	return c.fails(codeDenied, detail{
-		Reason: "no capability was granted to this run",
-		Rule:   "no matching grant",
-		Hint:   "call request_capability first and check its result; wasm.capabilities in manifest.yaml asks for capabilities",
-	})
+	return c.returns(c.s.open(&blob{data: value}))
 }
 
 // procExit ends the guest with a status of its own.
@@ -312,7 +276,7 @@ func trace(c *call) bool {
 	for i := range min(max(int(c.values[1].I32()), 0), 5) {
 		fmt.Fprintf(&b, " %g", c.values[2+i].F64())
 	}
-	c.s.log.log(levelTrace, fromAgent, b.String())
+	c.s.say(levelTrace, b.String())
 	return true
 }
 

@@ -152,7 +152,7 @@ func TestReadInputGivesTheWholeLengthAtAnyTime(t *testing.T) {
 }
 
 func TestSizeOfAStreamIsUnsupportedUntilItsEnd(t *testing.T) {
-	setup{stdin: strings.NewReader("abc"), wat: agent(`
+	setup{stdin: iotest.HalfReader(strings.NewReader("abc")), wat: agent(`
     (if (i64.ne (call $size (i32.const 0)) (i64.const -9)) (then (return (i32.const 1))))
     (call $drain (i32.const 0))
     (i32.wrap_i64 (call $size (i32.const 0)))`)}.run(t).wants(t, 3, "").output(t, "abc")
@@ -376,14 +376,10 @@ func lastError(t *testing.T, edit func(*hostdoc.Document), code string, more ...
 func TestWhatIsNotGrantedIsDeniedWithTheLineThatAsksForIt(t *testing.T) {
 	data := `(data (i32.const 0) "network:https:*.openai.com")`
 	code, d := lastError(t, nil, `(call $request_capability (i32.const 0) (i32.const 26) (i32.const 0) (i32.const 0))`, data)
-	if code != codeDenied || d.Capability != "network:https:*.openai.com" || d.Rule == "" || !strings.Contains(d.Hint, `"- network:https:*.openai.com" under wasm.capabilities in manifest.yaml`) {
+	if code != codeDenied || d.Capability != "network:https:*.openai.com" || d.Rule == "" || !strings.Contains(d.Hint, "add to wasm.capabilities: - network:https:*.openai.com") {
 		t.Errorf("%d, %+v", code, d)
 	}
-	code, d = lastError(t, nil, `(call $invoke_capability (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))`)
-	if code != codeDenied || !strings.Contains(d.Hint, "wasm.capabilities in manifest.yaml") {
-		t.Errorf("%d, %+v", code, d)
-	}
-	// A grant is not denied; nothing serves it yet.
+	// A grant is not denied; without a backend nothing serves it.
 	code, _ = lastError(t, func(d *hostdoc.Document) { d.Grants = []hostdoc.Grant{{Capability: "network:https:*.openai.com"}} },
 		`(call $request_capability (i32.const 0) (i32.const 26) (i32.const 0) (i32.const 0))`, data)
 	if code != codeUnsupported {
@@ -393,22 +389,6 @@ func TestWhatIsNotGrantedIsDeniedWithTheLineThatAsksForIt(t *testing.T) {
 		code, _ := lastError(t, nil, `(call $request_capability `+bad+` (i32.const 0) (i32.const 0))`, `(data (i32.const 40) "\ff\ff")`)
 		if code != codeInvalid {
 			t.Errorf("%s: %d", bad, code)
-		}
-	}
-}
-
-func TestTheRestOfTheABIIsUnsupported(t *testing.T) {
-	ok := "(i32.const 0) (i32.const 0)"
-	for _, code := range []string{
-		"(call $start_stream " + ok + ")",
-		"(call $write_stream (i32.const 1) " + ok + ")",
-		"(call $end_stream " + ok + ")",
-		"(call $download_media " + ok + ")",
-		"(call $upload_media " + ok + ok + ")",
-		"(call $record_metric " + ok + " (i32.const 0) (f64.const 1) " + ok + ")",
-	} {
-		if got, _ := lastError(t, nil, code); got != codeUnsupported {
-			t.Errorf("%s: %d", code, got)
 		}
 	}
 }

@@ -1,10 +1,14 @@
 package host
 
 import (
+	"fmt"
 	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mentatlab/mentat/internal/fault"
 )
 
 // cpuPoll is the shortest wait between two looks at a guest's clock: a guest
@@ -35,30 +39,43 @@ func (c threadClock) read() (time.Duration, bool) {
 	return time.Duration(t.Nano()), err == nil
 }
 
-// meter watches one clock: due fires when the limit may have been reached. No
-// thread spends more than a second of its time in a second, so that nothing is
-// looked at before.
-type meter struct {
-	limit time.Duration
-	clock threadClock
-	due   <-chan time.Time
+// meter ends the run when its thread, which is the caller's, has spent so much
+// of its time. No thread spends more than a second of it in a second, so that
+// nothing is looked at before. The guest is over when release is called.
+func (s *session) meter(limit time.Duration) (release func()) {
+	clock := ownClock()
+	var mu sync.Mutex // between a look and the release
+	var timer *time.Timer
+	look := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if timer == nil {
+			return
+		}
+		left := clock.left(limit)
+		if left <= 0 {
+			s.stop(endOf(fault.CPUTime, fmt.Sprintf("the run's processor time of %d ms is used up", limit.Milliseconds())))
+			return
+		}
+		timer.Reset(max(left, cpuPoll))
+	}
+	mu.Lock()
+	timer = time.AfterFunc(limit, look)
+	mu.Unlock()
+	return func() {
+		mu.Lock()
+		timer.Stop()
+		timer = nil
+		mu.Unlock()
+		runtime.UnlockOSThread()
+	}
 }
 
-func (m *meter) start(c threadClock) {
-	m.clock, m.due = c, time.After(m.limit)
-}
-
-// spent tells whether the limit was reached, and waits on if not.
-func (m *meter) spent() bool {
-	now, ok := m.clock.read()
-	if !ok { // the thread has ended, and the guest with it
-		m.due = nil
-		return false
+// left is what the clock leaves of a limit; where it cannot be read nothing is.
+func (c threadClock) left(limit time.Duration) time.Duration {
+	now, ok := c.read()
+	if !ok {
+		return 0
 	}
-	left := m.limit - (now - m.clock.before)
-	if left <= 0 {
-		return true
-	}
-	m.due = time.After(max(left, cpuPoll))
-	return false
+	return limit - (now - c.before)
 }

@@ -1,5 +1,6 @@
-// Package host is the WASM side of MentatLab: it compiles modules and runs one
-// described run of one, with the `mentat` ABI and WASI preview 1.
+// Package host is the WASM side of MentatLab: it compiles modules, loads one that
+// a document describes, and runs it, once or any number of times, with the
+// `mentat` ABI and WASI preview 1.
 //
 // Trusted: the host document and the compiled module, which the shim or the
 // operator wrote. Hostile: the guest, in everything it does: the pointers and

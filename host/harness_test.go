@@ -16,7 +16,6 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
-	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // mentatImports declares the whole ABI, so that a test's guest is only its code.
@@ -123,20 +122,12 @@ type setup struct {
 	stdout io.Writer
 	cause  error // cancelled with it from the start
 	edit   func(*hostdoc.Document)
+	o      Options
 }
 
 func (u setup) run(t testing.TB) outcome {
 	t.Helper()
-	doc := &hostdoc.Document{
-		Version:   hostdoc.Version,
-		Agent:     hostdoc.Agent{ID: "test.agent", Version: "1.0.0"},
-		Instance:  "i1",
-		Entry:     hostdoc.EntryProcess,
-		Module:    compiled(t, u.wat),
-		Input:     hostdoc.Input{Kind: hostdoc.InputStdin},
-		Limits:    hostdoc.Limits{MemoryBytes: 8 * limits.MiB, InputBytes: 1 * limits.MiB, OutputBytes: 1 * limits.MiB},
-		LogFormat: "text",
-	}
+	doc := document(t, u.wat)
 	if u.edit != nil {
 		u.edit(doc)
 	}
@@ -150,7 +141,7 @@ func (u setup) run(t testing.TB) outcome {
 	if stdout == nil {
 		stdout = &out
 	}
-	exit, err := Run(ctx, doc, Streams{Stdin: u.stdin, Stdout: stdout, Stderr: &errs})
+	exit, err := Once(ctx, doc, u.o, Streams{Stdin: u.stdin, Stdout: stdout, Stderr: &errs})
 	return outcome{exit, err, out.String(), errs.String()}
 }
 

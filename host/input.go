@@ -30,9 +30,10 @@ type input struct {
 
 	source io.Reader
 	chunks chan chunk
+	// file is the source when it is a file of the run's own, to be closed.
+	file *os.File
 
-	buf []byte // buf[pos:] is still to be read by the guest
-	pos int
+	stretch
 	// total counts the bytes that came from the source.
 	total int64
 	err   error // io.EOF at the end
@@ -44,29 +45,66 @@ type chunk struct {
 }
 
 // openInput finds the input of a document. Nothing is read yet.
-func openInput(in hostdoc.Input, stdin io.Reader, limit int64) (*input, func(), error) {
-	i := &input{limit: limit, known: -1}
+func openInput(in hostdoc.Input, stdin io.Reader) (*input, error) {
 	switch in.Kind {
 	case hostdoc.InputText:
-		i.source, i.known = bytes.NewReader([]byte(in.Text)), int64(len(in.Text))
+		return newInput(strings.NewReader(in.Text)), nil
 	case hostdoc.InputFile:
 		f, err := openFile(in.Path)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		i.source = f
+		i := &input{source: f, known: -1, file: f}
 		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
 			// A file that grows meanwhile keeps the size that size() told.
 			i.source, i.known = io.LimitReader(f, st.Size()), st.Size()
 		}
-		return i, func() { _ = f.Close() }, nil
-	default:
-		i.source = stdin
-		if stdin == nil {
-			i.source, i.known = bytes.NewReader(nil), 0
-		}
+		return i, nil
 	}
-	return i, func() {}, nil
+	return newInput(stdin), nil
+}
+
+// newInput makes an input of what r holds; nil holds nothing. What is in memory
+// stays where it is.
+func newInput(r io.Reader) *input {
+	var all captured
+	switch r := r.(type) {
+	case nil:
+	case *bytes.Reader:
+		_, _ = r.WriteTo(&all) // all does not fail
+	case *strings.Reader:
+		_, _ = r.WriteTo(&all)
+	default:
+		return &input{source: r, known: -1}
+	}
+	return &input{stretch: stretch{buf: all}, known: int64(len(all)), total: int64(len(all)), err: io.EOF}
+}
+
+// captured takes the bytes that a reader in memory hands out.
+type captured []byte
+
+func (c *captured) Write(p []byte) (int, error) {
+	*c = p
+	return len(p), nil
+}
+
+func (c *captured) WriteString(s string) (int, error) { return c.Write([]byte(s)) }
+
+// limitTo bounds the input. What is over it is not read at all.
+func (i *input) limitTo(n int64) {
+	if i.limit = n; i.known > n {
+		i.buf, i.err = nil, errInputLimit
+	}
+}
+
+// close leaves the source alone: the run ends what waits for it.
+func (*input) close(*session) {}
+
+// free frees what the input holds. A read that still waits goes on.
+func (i *input) free() {
+	if i.file != nil {
+		_ = i.file.Close() // it was only read
+	}
 }
 
 // openFile opens an input file. In a container it lies in a mount whose links,
@@ -147,7 +185,7 @@ func (i *input) fill(s *session) (bool, int32) {
 	if i.total += int64(len(c.data)); i.total > i.limit {
 		i.err = errInputLimit
 	}
-	if !i.keep && i.pos == len(i.buf) {
+	if !i.keep && i.rest() == 0 {
 		i.buf, i.pos = c.data, 0
 	} else {
 		i.buf = append(i.buf, c.data...)
@@ -171,17 +209,17 @@ func (i *input) read(s *session, p []byte) int32 {
 	if len(p) == 0 {
 		return 0
 	}
-	for i.pos == len(i.buf) || errors.Is(i.err, errInputLimit) {
+	for i.rest() == 0 || errors.Is(i.err, errInputLimit) {
 		if more, code := i.fill(s); code != 0 {
 			return code
 		} else if !more {
 			return i.ended(s)
 		}
 	}
-	n := copy(p, i.buf[i.pos:])
-	i.pos += n
-	return int32(n)
+	return int32(i.take(p))
 }
+
+func (i *input) left() *stretch { return &i.stretch }
 
 // size returns the total size or a code.
 func (i *input) size(s *session) int64 {

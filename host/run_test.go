@@ -13,7 +13,6 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
-	"github.com/mentatlab/mentat/internal/limits"
 )
 
 func TestTrapsSayWhatHappenedAndWhere(t *testing.T) {
@@ -371,29 +370,3 @@ func TestManyRunsLeaveNothingBehind(t *testing.T) {
 		t.Errorf("%d descriptors, were %d", now, open)
 	}
 }
-
-func BenchmarkRun(b *testing.B) {
-	text := agent(`(i32.const 0)`)
-	compiled(b, text)
-	for b.Loop() {
-		setup{wat: text}.run(b)
-	}
-}
-
-func BenchmarkHostCall(b *testing.B) {
-	const calls = 100_000
-	text := agent(fmt.Sprintf(`
-    (local.set $n (i32.const %d))
-    (loop $again
-      (drop (call $write_output (i32.const 0) (i32.const 8)))
-      (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
-    (i32.const 0)`, calls))
-	for b.Loop() {
-		setup{wat: text, stdout: discard{}, edit: func(d *hostdoc.Document) { d.Limits.OutputBytes = limits.OutputBytes }}.run(b).wants(b, 0, "")
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/calls, "ns/call")
-}
-
-type discard struct{}
-
-func (discard) Write(p []byte) (int, error) { return len(p), nil }

@@ -1,15 +1,23 @@
 package host
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/internal/engine"
+	"github.com/mentatlab/mentat/host/media"
+	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
-	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 )
 
@@ -24,6 +32,7 @@ const (
 	codeUnavailable = -7
 	codeBadHandle   = -8
 	codeUnsupported = -9
+	codeConflict    = -10
 	codeInternal    = -11
 )
 
@@ -52,17 +61,25 @@ func endOf(reason fault.Reason, message string) *end {
 	return &end{status: fault.RowOf(reason).Exit, reason: reason, message: message}
 }
 
+// guestError is what a guest said with set_error.
+type guestError struct {
+	code    int32
+	message string
+}
+
 // resource is what a handle stands for.
 type resource interface {
 	// read fills p and returns the count, 0 at the end, or a code.
 	read(s *session, p []byte) int32
 	// size returns the total or a code.
 	size(s *session) int64
+	// close frees what the handle holds.
+	close(s *session)
 }
 
 // blob is a result that is complete.
 type blob struct {
-	data []byte
+	data string
 	pos  int
 }
 
@@ -74,27 +91,55 @@ func (b *blob) read(_ *session, p []byte) int32 {
 
 func (b *blob) size(*session) int64 { return int64(len(b.data)) }
 
+func (*blob) close(*session) {}
+
 // session is the host's side of one run. All but stop, drain and the channels
 // belongs to the goroutine that runs the guest.
 type session struct {
-	doc *hostdoc.Document
+	p   *Program
+	id  string
 	log *logger
-	out *output
-	// diag is where WASI's stderr goes.
-	diag *output
+	out *out
+	// stderr is the beginning of a line that the guest writes to WASI's stderr.
+	stderr []byte
 
-	run   *engine.Run
-	funcs []hostFunc
-	// command says that the entry is _start.
-	command bool
+	run *engine.Run
+	// ctx is what the run's work for the guest ends with.
+	ctx    context.Context //nolint:containedctx // the session is the run
+	cancel context.CancelFunc
+	// work is the goroutines that fetch answers, calls how many there are, sending
+	// the bytes of requests on their way.
+	work           sync.WaitGroup
+	calls, sending atomic.Int64
 
 	handles map[int32]resource
 	next    int32
 	last    *detail
 	// failure is the guest's own message (set_error).
-	failure *string
-	// hasAlloc says that the module exports mentat_alloc, inAlloc that it runs.
-	hasAlloc, inAlloc bool
+	failure *guestError
+	// streams are the ids of those that are open.
+	streams map[string]bool
+	// lost says that the output's reader left.
+	lost bool
+	// served are the backends that the run has asked, by their kind.
+	served map[string]backend.Backend
+	// backends are those that it can ask.
+	backends map[string]backend.Backend
+	// readable are the media that the run may read, uploaded is what it stored.
+	readable map[media.Ref]struct{}
+	uploaded int64
+	tally    tally
+	// instantiated is how long the instance took, from when the run was asked for.
+	began        time.Time
+	instantiated time.Duration
+	// in is the input, also when its handle is closed; memory is what the guest
+	// had at its end.
+	in     *input
+	memory int64
+	// clockStart is when WASI's monotonic clock began.
+	clockStart time.Time
+	// inAlloc says that mentat_alloc runs.
+	inAlloc bool
 	// inner is what ended the guest code that a host function called.
 	inner *engine.Failure
 
@@ -102,27 +147,43 @@ type session struct {
 	draining, over      chan struct{}
 	drainOnce, overOnce sync.Once
 
-	// clock hands over the guest's thread clock where processor time is bounded.
-	clock chan threadClock
-
 	mu    sync.Mutex
 	cause *end // why the run was stopped; the first one counts
+	// isOver says that over is closed.
+	isOver atomic.Bool
+	// shown is what the guest reads by itself.
+	shown *stretch
+	// current is the call that is served.
+	current call
 	// gone is set when nobody waits for the guest any more.
 	gone atomic.Bool
 }
 
-func newSession(doc *hostdoc.Document, log *logger, io Streams) *session {
-	return &session{
-		doc:      doc,
+func newSession(ctx context.Context, p *Program, r request, log *logger) *session {
+	r.in.limitTo(p.doc.Limits.InputBytes)
+	r.in.keep = p.hasAlloc
+	s := &session{
+		p:        p,
+		in:       r.in,
+		id:       r.id,
+		began:    r.began,
 		log:      log,
-		out:      &output{w: io.Stdout, left: doc.Limits.OutputBytes},
-		diag:     &output{w: io.Stderr, left: math.MaxInt64},
-		handles:  make(map[int32]resource),
+		out:      newOut(r.sink, p.doc.Limits.OutputBytes),
+		handles:  map[int32]resource{0: r.in},
 		next:     1,
 		draining: make(chan struct{}),
 		over:     make(chan struct{}),
-		clock:    make(chan threadClock, 1),
+		served:   map[string]backend.Backend{},
+		readable: map[media.Ref]struct{}{},
 	}
+	// A cancelled run is asked to end first; what it asked for goes on until then.
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	for _, refs := range [][]media.Ref{p.given, r.media} {
+		for _, ref := range refs {
+			s.readable[ref] = struct{}{}
+		}
+	}
+	return s
 }
 
 // drain asks the guest to end: what it waits for is answered with CANCELED.
@@ -134,16 +195,59 @@ func (s *session) stop(e *end) {
 	if s.because(e) {
 		s.endWaits()
 		s.run.Stop()
+		if i, ok := s.out.sink.(output.Interrupter); ok {
+			i.Interrupt()
+		}
 	}
 }
 
-// endWaits ends whatever waits on the run's behalf.
-func (s *session) endWaits() { s.overOnce.Do(func() { close(s.over) }) }
+// endWaits ends whatever waits or works on the run's behalf.
+func (s *session) endWaits() {
+	s.overOnce.Do(func() {
+		s.isOver.Store(true)
+		close(s.over)
+		s.cancel()
+	})
+}
+
+// settle leaves nothing behind of a run whose guest is back.
+func (s *session) settle() {
+	s.endWaits()
+	if len(s.stderr) > 0 {
+		s.endLine()
+	}
+	s.log.lull()
+	for _, h := range slices.Sorted(maps.Keys(s.handles)) {
+		s.handles[h].close(s)
+	}
+	clear(s.handles)
+	s.awaitWork()
+	for _, b := range s.served {
+		b.Done(s.id)
+	}
+}
 
 // trap ends the guest from within a host function, which returns false to it.
 func (s *session) trap(e *end) bool {
 	s.because(e)
 	return false
+}
+
+// awaitWork waits for the goroutines that fetch answers. A backend that does not
+// end with its context is left behind.
+func (s *session) awaitWork() {
+	if s.calls.Load() == 0 {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		s.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(limits.StopGrace):
+	}
 }
 
 // because sets why the run is stopped; it reports whether it is the first to.
@@ -196,17 +300,14 @@ func (s *session) Call(number int, values []engine.Value, memory []byte) bool {
 	if s.gone.Load() {
 		return false
 	}
-	f := &s.funcs[number]
-	if !f.serve(&call{s: s, f: f, values: values, memory: memory}) {
-		return false
+	c := &s.current
+	if s.inAlloc {
+		c = new(call) // the one that waits for mentat_alloc goes on
 	}
-	select {
-	case <-s.over:
-		// No code reaches the guest: with one it could still end as it likes.
-		return false
-	default:
-		return true
-	}
+	*c = call{s: s, f: &s.p.funcs[number], values: values, memory: memory}
+	// No code reaches the guest once the run is over: with one it could still end
+	// as it likes.
+	return c.f.serve(c) && !s.isOver.Load()
 }
 
 // Write takes WASI's output.
@@ -214,17 +315,54 @@ func (s *session) Write(fd int, data []byte) int {
 	if s.gone.Load() {
 		return -errnoIO
 	}
-	out := s.out
 	if fd == 2 {
-		out = s.diag
+		s.mutter(data)
+		return len(data)
 	}
-	if err := out.write(data); err != nil {
-		if fd != 2 {
-			s.stop(outputEnd(err))
-		}
+	if err := s.out.write(data); err != nil {
+		s.stop(outputEnd(err))
 		return -errnoIO
 	}
 	return len(data)
+}
+
+// say logs a line of the guest's, or leaves it to a sink that has a place for it.
+func (s *session) say(level int, text string) {
+	if !s.log.admits(len(text)) {
+		return
+	}
+	if s.out.observer != nil {
+		// A reader that left is noticed when something is written that counts.
+		taken, err := s.out.observer.Log(levelNames[level], capped(strings.ToValidUTF8(text, "\uFFFD")))
+		if taken && err == nil {
+			return
+		}
+	}
+	s.log.log(level, fromAgent, text)
+}
+
+// mutter takes what the guest writes to WASI's stderr: a line becomes a line of
+// the agent's log, so that it is no other's. One without an end is cut.
+func (s *session) mutter(data []byte) {
+	for len(data) > 0 {
+		line, rest, ended := bytes.Cut(data, []byte("\n"))
+		room := limits.LogLineBytes - len(s.stderr)
+		if len(line) > room {
+			rest, ended = data[room:], true
+			line = line[:room]
+		}
+		s.stderr = append(s.stderr, line...)
+		if ended {
+			s.endLine()
+		}
+		data = rest
+	}
+}
+
+// endLine logs what there is of a line.
+func (s *session) endLine() {
+	s.say(levelInfo, strings.TrimSuffix(string(s.stderr), "\r"))
+	s.stderr = s.stderr[:0]
 }
 
 // errnoIO is EIO, which WASI passes on.
@@ -253,5 +391,5 @@ func (s *session) lastError() int32 {
 	if err != nil {
 		return s.fail(codeInternal, detail{Reason: "the detail cannot be encoded"})
 	}
-	return s.open(&blob{data: data})
+	return s.open(&blob{data: string(data)})
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -15,32 +16,43 @@ import (
 )
 
 // wasiConfig gives the guest what the document grants. The second result closes
-// what it opened, once a run was made from it.
-func wasiConfig(doc *hostdoc.Document, streams Streams) (_ *engine.WASI, done func(), err error) {
+// what it opened, once the run is over.
+func (p *Program) wasiConfig(r request, dirs []*os.File, over <-chan struct{}) (_ *engine.WASI, done func(), err error) {
 	w := &engine.WASI{
-		Args: doc.Args,
-		Env:  doc.Env,
-		// Terminals stay terminals to the guest. All else goes through the
-		// host, which counts it.
-		InheritStdout: isTerminal(streams.Stdout, 1),
-		InheritStderr: isTerminal(streams.Stderr, 2),
+		Args: p.doc.Args,
+		Env:  p.doc.Env,
+		// All but a terminal goes through the host, which counts it.
+		InheritStdout: r.inheritOut,
+		InheritStderr: r.inheritErr,
 	}
+	for i, d := range dirs {
+		w.Preopens = append(w.Preopens, engine.Preopen{Host: fdPath(d), Guest: p.doc.Preopens[i].Guest, ReadOnly: p.doc.Preopens[i].ReadOnly})
+	}
+	done = func() {}
+	if p.command {
+		done, err = feedStdin(r.in, w, over)
+	}
+	return w, done, err
+}
+
+// openDirs opens the granted directories.
+func openDirs(preopens []hostdoc.Preopen) ([]*os.File, error) {
 	var dirs []*os.File
-	done = func() {
-		for _, d := range dirs {
-			_ = d.Close() // only a handle
-		}
-	}
-	for _, p := range doc.Preopens {
+	for _, p := range preopens {
 		d, err := openDir(p.Host)
 		if err != nil {
-			done()
-			return nil, nil, fault.Wrap(err, fault.Internal, p.Host, "cannot open the directory")
+			closeAll(dirs)
+			return nil, fault.Wrap(err, fault.Internal, p.Host, "cannot open the directory")
 		}
 		dirs = append(dirs, d)
-		w.Preopens = append(w.Preopens, engine.Preopen{Host: fdPath(d), Guest: p.Guest, ReadOnly: p.ReadOnly})
 	}
-	return w, done, nil
+	return dirs, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // only handles
+	}
 }
 
 // openDir opens a granted directory for the engine to open again. No symbolic
@@ -65,25 +77,19 @@ func openDir(name string) (*os.File, error) {
 
 // feedStdin connects a command's stdin to the run's input. An agent with a
 // process entry has an empty one: its input comes through read_input.
-func feedStdin(in hostdoc.Input, stdin io.Reader, w *engine.WASI) (func(), error) {
+func feedStdin(in *input, w *engine.WASI, over <-chan struct{}) (func(), error) {
 	nothing := func() {}
-	switch in.Kind {
-	case hostdoc.InputText:
-		w.StdinData = []byte(in.Text)
+	if in.file != nil {
+		// The engine opens it anew: reading by handle goes on beside it.
+		w.StdinFile = fdPath(in.file)
 		return nothing, nil
-	case hostdoc.InputFile:
-		f, err := openFile(in.Path)
-		if err != nil {
-			return nil, fault.Wrap(err, fault.NotFound, in.Path, "cannot open the run's input")
-		}
-		w.StdinFile = fdPath(f)
-		return func() { _ = f.Close() }, nil
 	}
-	if f, ok := stdin.(*os.File); ok && f.Fd() == 0 {
+	if in.source == nil {
+		w.StdinData = in.buf // copied
+		return nothing, nil
+	}
+	if f, ok := in.source.(*os.File); ok && f.Fd() == 0 {
 		w.InheritStdin = true
-		return nothing, nil
-	}
-	if stdin == nil {
 		return nothing, nil
 	}
 	// The engine reads files only.
@@ -92,15 +98,18 @@ func feedStdin(in hostdoc.Input, stdin io.Reader, w *engine.WASI) (func(), error
 		return nil, fault.Wrap(err, fault.Internal, "", "cannot make a pipe")
 	}
 	w.StdinFile = fdPath(r)
+	closeWriter := sync.OnceFunc(func() { _ = wr.Close() })
 	go func() {
 		// The guest may end before it has read everything.
-		_, _ = io.Copy(wr, stdin)
-		_ = wr.Close()
+		_, _ = io.Copy(wr, in.source)
+		closeWriter()
 	}()
-	return func() {
-		_ = r.Close()
-		_ = wr.Close()
-	}, nil
+	go func() {
+		// A guest that waits for more comes back when there is no more.
+		<-over
+		closeWriter()
+	}()
+	return func() { _ = r.Close() }, nil
 }
 
 func isTerminal(w io.Writer, fd uintptr) bool {

@@ -122,7 +122,7 @@ func TestCommandStreams(t *testing.T) {
 	setup{wat: cat, edit: asCommand(func(d *hostdoc.Document) { d.Input = hostdoc.Input{Kind: hostdoc.InputFile, Path: file} })}.run(t).wants(t, 0, "").output(t, "from a file")
 
 	o := setup{wat: command(`(drop (call $write (i32.const 2) (i32.const 1024) (i32.const 5)))`, `(data (i32.const 1024) "error")`), edit: asCommand()}.run(t).wants(t, 0, "").output(t, "")
-	if o.stderr != "error" {
+	if o.stderr != "info  test.agent: error\n" {
 		t.Errorf("stderr %q", o.stderr)
 	}
 }

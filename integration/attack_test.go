@@ -143,7 +143,7 @@ const guestWriter = `(module
 // writer is a signed agent that asks for /vols and its parts.
 func (g *guarded) writer() string {
 	g.t.Helper()
-	g.policy("grants: {signed: [\"filesystem:read-write:/vols\"]}\n")
+	g.grants("  - {name: vols, allow: [\"filesystem:read-write:/vols\"]}\n")
 	l, _ := g.build("writer", assemble(g.t, guestWriter), "wasm:\n  capabilities: [\"filesystem:read-write:/vols\"]\n")
 	g.sign(l, g.pki, "writer", g.registry.Host+"/agents/writer", nil)
 	g.load(l, g.ref("writer"))

@@ -84,6 +84,14 @@ revocation:
 }
 
 // ref is a name inside the scope.
+// grants makes these rules, a list in YAML, the node's capability policy.
+func (g *guarded) grants(rules string) {
+	g.t.Helper()
+	if err := os.WriteFile(filepath.Join(g.Etc, "capabilities.yaml"), []byte("version: 1\nrules:\n"+rules), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
 func (g *guarded) ref(name string) string { return g.registry.Host + "/agents/" + name + ":1.0.0" }
 
 // sign signs a layout's root in place.

@@ -190,7 +190,7 @@ func TestAnAgentsContainerFromInside(t *testing.T) {
 	t.Run("command line", func(t *testing.T) {
 		want := hostdoc.Command(hostdoc.HostPath, hostdoc.Path, &hostdoc.Lock{
 			Read:  []string{hostdoc.Path, hostdoc.ModulePath, "/data"},
-			Write: []string{"/vols", "/tmp", hostdoc.StateDir},
+			Write: []string{"/vols", "/tmp", hostdoc.StateDir, hostdoc.AuditDir},
 		})
 		if !slices.Equal(f.Args, want) || f.Dir != "/" {
 			t.Errorf("%q in %s, want %q", f.Args, f.Dir, want)

@@ -258,6 +258,14 @@ func parseRange(host string) (netip.Prefix, bool) {
 	return p, err == nil
 }
 
+// Range is the address range that a network capability names instead of a name.
+func (c Capability) Range() (netip.Prefix, bool) {
+	if c.Kind != KindNetwork {
+		return netip.Prefix{}, false
+	}
+	return parseRange(c.Host)
+}
+
 func checkHostName(host string) string {
 	const form = "the host must be a name, *.name or an address range"
 	name := strings.TrimPrefix(host, "*.")

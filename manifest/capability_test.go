@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bufio"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -49,7 +50,7 @@ func mustCapability(t testing.TB, line int, s string) Capability {
 }
 
 func TestCapabilitiesMeanWhatTheVectorsSay(t *testing.T) {
-	var grant Capability
+	var grant, denial Capability
 	capabilityVectors(t, func(line int, verb, rest string) {
 		switch verb {
 		case "ok", "same":
@@ -77,10 +78,39 @@ func TestCapabilitiesMeanWhatTheVectorsSay(t *testing.T) {
 			if got := grant.Allows(req); got != (verb == "accepts") {
 				t.Errorf("line %d: %s allows %s: %v", line, grant, req, got)
 			}
+		case "both":
+			sides, want, _ := strings.Cut(rest, " -> ")
+			a, b, _ := strings.Cut(sides, " & ")
+			ca, cb := mustCapability(t, line, a), mustCapability(t, line, b)
+			for _, got := range [][]Capability{ca.Intersect(cb), cb.Intersect(ca)} {
+				if text := listed(got); text != want {
+					t.Errorf("line %d: %s have %q in common, want %q", line, sides, text, want)
+				}
+			}
+		case "denial":
+			denial = mustCapability(t, line, rest)
+		case "stops", "cuts", "leaves":
+			req := mustCapability(t, line, rest)
+			all, part := denial.Denies(req), denial.DeniesPart(req)
+			if all != (verb == "stops") || part == (verb == "leaves") {
+				t.Errorf("line %d: %s denies %s: all of it %v, a part %v", line, denial, req, all, part)
+			}
 		default:
 			t.Fatalf("line %d: unknown verb %q", line, verb)
 		}
 	})
+}
+
+// listed is a list as the vectors write it.
+func listed(caps []Capability) string {
+	if len(caps) == 0 {
+		return "-"
+	}
+	texts := make([]string, len(caps))
+	for i, c := range caps {
+		texts[i] = c.String()
+	}
+	return strings.Join(texts, ", ")
 }
 
 func TestTheZeroCapabilityAllowsNothing(t *testing.T) {
@@ -142,6 +172,7 @@ func FuzzCapability(f *testing.F) {
 		if err != nil {
 			return
 		}
+		common(t, ca, cb, c)
 		if !ca.Allows(cb) {
 			return
 		}
@@ -157,9 +188,56 @@ func FuzzCapability(f *testing.F) {
 	})
 }
 
+// common holds what two capabilities have in common against a third: it lies in
+// both, and what lies in both lies in it.
+func common(t *testing.T, a, b Capability, third string) {
+	t.Helper()
+	both := a.Intersect(b)
+	for _, one := range both {
+		again, err := ParseCapability(one.String())
+		if err != nil || again != one {
+			t.Fatalf("%s and %s have %#v in common, which reads as %#v, %v", a, b, one, again, err)
+		}
+		if !a.Allows(one) || !b.Allows(one) {
+			t.Fatalf("%s and %s do not both allow %s", a, b, one)
+		}
+	}
+	if a.Overlaps(b) != b.Overlaps(a) || len(b.Intersect(a)) != len(both) {
+		t.Fatalf("%s and %s: the order counts", a, b)
+	}
+	c, err := ParseCapability(third)
+	if err != nil {
+		return
+	}
+	if a.Allows(c) && b.Allows(c) && c.Scheme != SchemeAny && !Allowed(both, c) {
+		t.Fatalf("%s and %s both allow %s, what they have in common is %v", a, b, c, both)
+	}
+	if a.Allows(c) && !a.Denies(c) || a.Denies(c) && !a.DeniesPart(c) {
+		t.Fatalf("%s denies less of %s than it allows", a, c)
+	}
+}
+
 // equivalent lists the spellings that mean the same without being the same: a
 // prefix with and without its star.
 func equivalent(a, b Capability) bool {
 	a.Path, b.Path = strings.TrimSuffix(a.Path, "*"), strings.TrimSuffix(b.Path, "*")
 	return a == b
+}
+
+func TestARequestIsHeldToTheAddressItsNameResolvesTo(t *testing.T) {
+	c := mustCapability(t, 0, "network:https:api.example.com:8443/v1")
+	for addr, want := range map[string]string{
+		"203.0.113.7":        "network:https:203.0.113.7/32:8443/v1",
+		"2001:db8::1":        "network:https:[2001:db8::1]/128:8443/v1",
+		"::ffff:203.0.113.7": "network:https:203.0.113.7/32:8443/v1",
+		"fe80::1%eth0":       "network:https:[fe80::1]/128:8443/v1",
+	} {
+		got := c.At(netip.MustParseAddr(addr))
+		if got.String() != want || !got.HostRange() || mustCapability(t, 0, want) != got {
+			t.Errorf("%s: %s", addr, got)
+		}
+	}
+	if c.HostRange() {
+		t.Error("a name is no range")
+	}
 }

@@ -34,6 +34,14 @@ const (
 	WASIPreview2 = "preview2"
 )
 
+// Modes of [Manifest.Mode]; none is [ModeRun].
+const (
+	// ModeRun runs the agent once, with one input.
+	ModeRun = "run"
+	// ModeServe answers HTTP requests, each with a run of its own.
+	ModeServe = "serve"
+)
+
 // Network modes of [Network.Mode].
 const (
 	NetworkNone       = "none"
@@ -51,6 +59,8 @@ type Manifest struct {
 	Description string `yaml:"description" json:"description,omitempty"`
 	// Runtime is [RuntimeWASM] or a container runtime like python3.12.
 	Runtime string `yaml:"runtime" json:"runtime"`
+	// Mode is how a WASM agent works: [ModeRun] or [ModeServe].
+	Mode string `yaml:"mode" json:"mode,omitempty"`
 	// Module is the module's path, relative to the manifest; set exactly when
 	// Runtime is [RuntimeWASM].
 	Module string `yaml:"module" json:"module,omitempty"`
@@ -61,9 +71,11 @@ type Manifest struct {
 	// the path of an OCI layout. It only matters to the build.
 	Container string `yaml:"container" json:"-"`
 	// Config are non-secret settings.
-	Config  map[string]string `yaml:"config" scalar:"any" empty:"allowed" json:"config,omitempty"`
-	WASM    *WASM             `yaml:"wasm" json:"wasm,omitempty"`
-	Sandbox *Sandbox          `yaml:"sandbox" json:"sandbox,omitempty"`
+	Config map[string]string `yaml:"config" scalar:"any" empty:"allowed" json:"config,omitempty"`
+	WASM   *WASM             `yaml:"wasm" json:"wasm,omitempty"`
+	// Serve are the settings of [ModeServe].
+	Serve   *Serve   `yaml:"serve" json:"serve,omitempty"`
+	Sandbox *Sandbox `yaml:"sandbox" json:"sandbox,omitempty"`
 	// Attestations are the signature blocks as JSON, one a platform; an
 	// artifact carries them elsewhere.
 	Attestations Attestations `yaml:"attestation" json:"-"`
@@ -90,6 +102,10 @@ func (s source) at(path string) string {
 	}
 	return strictyaml.Position(s.file, s.lines.Of(path))
 }
+
+// Where says where the value at path was written, as "file:line"; of a manifest
+// that came in an artifact it is the path itself.
+func (m *Manifest) Where(path string) string { return m.source.at(path) }
 
 // WASM are the settings of a WASM agent.
 type WASM struct {

@@ -539,3 +539,20 @@ func FuzzParseCanonical(f *testing.F) {
 		checkRoundTrip(t, m)
 	})
 }
+
+func TestAValueIsFoundWhereItWasWritten(t *testing.T) {
+	m, err := Parse("agent/manifest.yaml", []byte("id: a\nversion: 1.0.0\nruntime: wasm\nmodule: a.wasm\nwasm:\n  capabilities:\n    - media:read\n    - media:write\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Where("wasm.capabilities[1]"); got != "agent/manifest.yaml:8" {
+		t.Error(got)
+	}
+	data, err := m.Canonical()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err = ParseCanonical(data); err != nil || m.Where("wasm.capabilities[1]") != "wasm.capabilities[1]" {
+		t.Errorf("%v, %v", m, err)
+	}
+}

@@ -61,6 +61,7 @@ func (m *Manifest) validate() error {
 	p := &problems{source: m.source}
 	m.validateIdentity(p)
 	m.validateRuntime(p)
+	m.validateServe(p)
 	m.validateConfig(p)
 	if m.WASM != nil {
 		m.WASM.validate(p)
@@ -108,7 +109,7 @@ func (m *Manifest) validateRuntime(p *problems) {
 		for _, only := range []struct {
 			key string
 			set bool
-		}{{"module", m.Module != ""}, {"wasm", m.WASM != nil}, {"container", m.Container != ""}} {
+		}{{"module", m.Module != ""}, {"wasm", m.WASM != nil}, {"mode", m.Mode != ""}, {"serve", m.Serve != nil}, {"container", m.Container != ""}} {
 			if only.set {
 				p.hint(only.key, "write runtime: wasm", "%s does not go with runtime %s", only.key, m.Runtime)
 			}

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs what Debian 12 lacks to build and test MentatLab. Silent when nothing
-# is missing. Run as root, or read what it asks for and install that.
+# Installs what Debian 12 lacks to build and test MentatLab, and with the argument
+# "bench" the C compiler that the benchmark's programs are compiled with. Silent
+# when nothing is missing. Run as root, or read what it asks for and install that.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -32,8 +33,15 @@ command -v pkg-config >/dev/null || need pkg-config
 if ! [ -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then
 	need busybox-static
 fi
+# The conformance suite's guest in C is built for WebAssembly.
+command -v clang >/dev/null || need clang
+command -v wasm-ld >/dev/null || need lld
 # The go command fetches modules over TLS.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
+if [ "${1:-}" = bench ]; then
+	command -v clang >/dev/null || need clang
+	command -v wasm-ld >/dev/null || need lld
+fi
 [ -n "$missing" ] || exit 0
 
 command -v apt-get >/dev/null || fail "missing, by the names that Debian gives them:$missing"

@@ -14,6 +14,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest/canonical"
+	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 )
 
@@ -193,7 +194,7 @@ func (a *Attestation) decode() error {
 	if a.Subject.ID == "" || a.Subject.Version == "" {
 		return malformed("subject needs id and version")
 	}
-	if a.Subject.Repository != "" && !validRepository(a.Subject.Repository) {
+	if a.Subject.Repository != "" && !imageref.ValidRepository(a.Subject.Repository) {
 		return malformed("subject.repository %q is not host/path in lower case", a.Subject.Repository)
 	}
 	if a.signature, err = decodeBase64(a.Signature); err != nil {

@@ -169,7 +169,6 @@ scopes:
     binding: exact
 outside: {ordinary_images: allow}
 trust: {community: ["email:friend@example.com"], publishers: ["email:publisher@example.com"]}
-grants: {signed: ["filesystem:read:/tmp"], verified: ["network:https:api.example.com"]}
 revocation: {grace: 24h}
 `
 

@@ -13,7 +13,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/manifest"
+	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/manifest/strictyaml"
 )
 
@@ -52,14 +52,16 @@ const (
 
 // policyFile is the policy as it is written. ParsePolicy turns it into a Policy.
 type policyFile struct {
-	Version       int64         `yaml:"version"`
-	Scopes        []scopeFile   `yaml:"scopes"`
-	Outside       outsideFile   `yaml:"outside"`
-	Exempt        []string      `yaml:"exempt"`
-	Trust         trustFile     `yaml:"trust"`
-	Grants        grantsFile    `yaml:"grants"`
-	Revocation    revocationSet `yaml:"revocation"`
-	OnUnfetchable string        `yaml:"on_unfetchable" allowed:"defer|deny"`
+	Version int64       `yaml:"version"`
+	Scopes  []scopeFile `yaml:"scopes"`
+	Outside outsideFile `yaml:"outside"`
+	Exempt  []string    `yaml:"exempt"`
+	Trust   trustFile   `yaml:"trust"`
+	// Grants are in capabilities.yaml now; the key is known to be refused in words
+	// that say so.
+	Grants        map[string][]string `yaml:"grants"`
+	Revocation    revocationSet       `yaml:"revocation"`
+	OnUnfetchable string              `yaml:"on_unfetchable" allowed:"defer|deny"`
 }
 
 type scopeFile struct {
@@ -81,13 +83,6 @@ type trustFile struct {
 	Publishers []string `yaml:"publishers"`
 }
 
-type grantsFile struct {
-	Signed    []string `yaml:"signed"`
-	Community []string `yaml:"community"`
-	Verified  []string `yaml:"verified"`
-	Untrusted []string `yaml:"untrusted"`
-}
-
 type revocationSet struct {
 	CRLs  []crlFile `yaml:"crls"`
 	Grace string    `yaml:"grace"`
@@ -107,7 +102,6 @@ type Policy struct {
 	exempt      map[digest.Digest]bool
 	community   identities
 	publishers  identities
-	grants      map[TrustLevel][]manifest.Capability
 	crls        []CRLSource
 	grace       time.Duration
 	unfetchable string
@@ -129,7 +123,7 @@ type CRLSource struct {
 // scope is one statement of the policy.
 type scope struct {
 	name               string
-	patterns           []pattern
+	patterns           []imageref.Pattern
 	stores             []string
 	identities         identities
 	unsignedContainers bool
@@ -183,12 +177,14 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 	if f.Version != policyVersion {
 		c.fail("version", "is %d, this program knows %d", f.Version, policyVersion)
 	}
+	if _, said := c.lines["grants"]; said {
+		c.fail("grants", "capabilities are granted by the rules of capabilities.yaml, beside this file")
+	}
 	p := &Policy{
 		outside:     c.choice("outside.ordinary_images", f.Outside.OrdinaryImages, "") == allow,
 		exempt:      map[digest.Digest]bool{},
 		community:   c.identities("trust.community", f.Trust.Community),
 		publishers:  c.identities("trust.publishers", f.Trust.Publishers),
-		grants:      map[TrustLevel][]manifest.Capability{},
 		grace:       c.duration("revocation.grace", f.Revocation.Grace, maxGrace),
 		unfetchable: c.choice("on_unfetchable", f.OnUnfetchable, Defer),
 	}
@@ -201,10 +197,10 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		}
 		names[s.Name] = true
 		for j, m := range compiled.patterns {
-			if patterns[m.text] {
+			if patterns[m.String()] {
 				c.fail(strictyaml.Index(strictyaml.Key(path, "match"), j), "%q is there twice", s.Match[j])
 			}
-			patterns[m.text] = true
+			patterns[m.String()] = true
 		}
 		p.scopes = append(p.scopes, compiled)
 	}
@@ -214,20 +210,6 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 			c.fail(strictyaml.Index("exempt", i), "%q is not a digest", s)
 		}
 		p.exempt[d] = true
-	}
-	for level, list := range map[TrustLevel][]string{
-		Signed: f.Grants.Signed, Community: f.Grants.Community, Verified: f.Grants.Verified,
-	} {
-		for i, s := range list {
-			granted, err := manifest.ParseCapability(s)
-			if err != nil {
-				c.fail(strictyaml.Index(strictyaml.Key("grants", string(level)), i), "%v", err)
-			}
-			p.grants[level] = append(p.grants[level], granted)
-		}
-	}
-	if len(f.Grants.Untrusted) > 0 {
-		c.fail("grants.untrusted", "must be empty: an untrusted agent is granted nothing")
 	}
 	issuers := map[string]bool{}
 	for i, s := range f.Revocation.CRLs {
@@ -256,9 +238,9 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 		c.fail(key("match"), "is required: the references that the scope covers")
 	}
 	for i, text := range s.Match {
-		p, ok := parsePattern(text)
+		p, ok := imageref.ParsePattern(text)
 		if !ok {
-			c.fail(strictyaml.Index(key("match"), i), "%q is none of HOST/REPOSITORY, HOST/PATH/** and *; names are in lower case, without tag", text)
+			c.fail(strictyaml.Index(key("match"), i), "%q is none of %s", text, imageref.PatternForm)
 		}
 		out.patterns = append(out.patterns, p)
 	}
@@ -349,12 +331,6 @@ func normalEmail(s string) string {
 		return ""
 	}
 	return s[:at] + strings.ToLower(s[at:])
-}
-
-// Grants are the capabilities that the policy grants at a trust level, beside
-// what capability rules grant to everyone at it.
-func (p *Policy) Grants(level TrustLevel) []manifest.Capability {
-	return slices.Clone(p.grants[level])
 }
 
 // OnUnfetchable is what the pull gate does with a manifest that it cannot fetch:

@@ -24,7 +24,6 @@ scopes:
 outside: {ordinary_images: allow}
 exempt: ["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
 trust: {community: ["email:a@example.com"], publishers: ["email:b@example.com"]}
-grants: {signed: ["filesystem:read:/tmp"], community: [], verified: [], untrusted: []}
 revocation:
   crls:
     - {issuer: "CN=R", file: "agent.crl"}
@@ -43,7 +42,7 @@ func TestParsePolicyReadsEveryKey(t *testing.T) {
 	if got := p.CRLs(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("lists %+v", got)
 	}
-	if p.OnUnfetchable() != Deny || p.grace != 24*time.Hour || len(p.stores()) != 1 || len(p.Grants(Signed)) != 1 {
+	if p.OnUnfetchable() != Deny || p.grace != 24*time.Hour || len(p.stores()) != 1 {
 		t.Errorf("%+v", p)
 	}
 	if !p.Exempt("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") || p.Exempt("") {
@@ -98,8 +97,7 @@ func TestParsePolicyRefusesWhatIsNotClear(t *testing.T) {
 		"binding unknown":             {replace("binding: repository", "binding: loose"), "binding"},
 		"outside missing":             {replace("outside: {ordinary_images: allow}\n", ""), "ordinary_images"},
 		"exempt by name":              {replace("sha256:e3b0", "pause:e3b0"), "exempt"},
-		"grant to the untrusted":      {replace("untrusted: []", "untrusted: [media:read]"), "grants.untrusted: must be empty"},
-		"grant malformed":             {replace("filesystem:read:/tmp", "filesystem:/tmp"), "grants.signed"},
+		"grants":                      {fullPolicy + "grants: {signed: [media:read]}\n", "by the rules of capabilities.yaml"},
 		"grace negative":              {replace("grace: 24h", "grace: -1h"), "grace"},
 		"grace too long":              {replace("grace: 24h", "grace: 9000h"), "grace"},
 		"grace without unit":          {replace("grace: 24h", `grace: "24"`), "grace"},

@@ -6,6 +6,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/manifest/imageref"
 )
 
 // Every spelling under which the scope's server is reached is in its scope, so
@@ -28,7 +29,7 @@ func TestNoSpellingOfANameLeadsOutOfItsScope(t *testing.T) {
 
 func TestDockerHubHasOneName(t *testing.T) {
 	for _, pattern := range []string{"docker.io/**", "docker.io/library/**", "docker.io/library/alpine", "index.docker.io/**", "registry-1.docker.io/library/**"} {
-		if _, ok := parsePattern(pattern); ok == strings.HasPrefix(pattern, "index.") {
+		if _, ok := imageref.ParsePattern(pattern); ok == strings.HasPrefix(pattern, "index.") {
 			t.Errorf("%s: %v", pattern, ok)
 		}
 	}
@@ -38,7 +39,7 @@ scopes:
 outside: {ordinary_images: allow}
 `)
 	for _, name := range []string{"alpine", "alpine:3", "library/alpine", "docker.io/alpine", "index.docker.io/alpine", "registry-1.docker.io/library/alpine"} {
-		if s := p.scope(parseName(name)); s == nil {
+		if s := p.scope(imageref.Parse(name)); s == nil {
 			t.Errorf("%s is in no scope", name)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 )
 
@@ -144,7 +145,7 @@ type judge struct {
 	now     time.Time
 	verdict *Verdict
 	scope   *scope
-	name    name
+	name    imageref.Name
 }
 
 // check records the outcome of one check and passes its error on.
@@ -173,7 +174,7 @@ func (j *judge) noImage() error {
 		j.warn("no policy is configured: a container without an image runs as %s", Untrusted)
 		return nil
 	}
-	j.scope = j.policy.scope(name{})
+	j.scope = j.policy.scope(imageref.Name{})
 	switch {
 	case j.scope == nil && !j.policy.outside:
 		return j.check("scope", fault.New(fault.PolicyDenied, on, "the policy denies images outside its scopes"), "")
@@ -206,8 +207,8 @@ func (j *judge) judge() error {
 		j.developer(att)
 		return nil
 	}
-	j.name = parseName(j.in.Reference)
-	if j.name.repository == "" && j.in.Reference != "" {
+	j.name = imageref.Parse(j.in.Reference)
+	if j.name.Repository == "" && j.in.Reference != "" {
 		j.warn("the reference %q cannot be read and counts as unknown", j.in.Reference)
 	}
 	if (j.policy.Exempt(a.Digest) || j.policy.Exempt(j.in.Index)) && !isWASM(a) {
@@ -410,12 +411,12 @@ func (j *judge) binding(att *Attestation) error {
 	if att.Subject.Repository == "" {
 		return fault.New(fault.BindingMismatch, "attestation", "names no repository, which the scope %q requires", j.scope.name)
 	}
-	if j.name.repository != normalRepository(att.Subject.Repository) {
-		return fault.New(fault.BindingMismatch, "attestation", "is for %s, not for %s", att.Subject.Repository, orUnknown(j.name.repository))
+	if j.name.Repository != imageref.NormalRepository(att.Subject.Repository) {
+		return fault.New(fault.BindingMismatch, "attestation", "is for %s, not for %s", att.Subject.Repository, orUnknown(j.name.Repository))
 	}
 	// A reference by digest alone names exactly one artifact already.
-	if j.scope.binding == bindExact && j.name.tag != "" && j.name.tag != att.Subject.Version {
-		return fault.New(fault.BindingMismatch, "attestation", "is for version %s, the tag says %s", att.Subject.Version, j.name.tag)
+	if j.scope.binding == bindExact && j.name.Tag != "" && j.name.Tag != att.Subject.Version {
+		return fault.New(fault.BindingMismatch, "attestation", "is for version %s, the tag says %s", att.Subject.Version, j.name.Tag)
 	}
 	return nil
 }

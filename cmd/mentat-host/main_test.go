@@ -308,6 +308,28 @@ func TestRunsThatCannotBegin(t *testing.T) {
 	}
 }
 
+func TestTheLeanHostRefusesWhatNeedsANetwork(t *testing.T) {
+	for name, edit := range map[string]func(*hostdoc.Document){
+		"network": func(d *hostdoc.Document) { d.Network = &hostdoc.Network{Mode: hostdoc.NetworkFull} },
+		"llm":     func(d *hostdoc.Document) { d.LLM = &hostdoc.LLM{} },
+		"S3":      func(d *hostdoc.Document) { d.Media = &hostdoc.Media{S3: &hostdoc.MediaS3{}} },
+		"serving": func(d *hostdoc.Document) { d.Serve = &hostdoc.Serve{} },
+		"lock":    func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} },
+	} {
+		doc := document(t, echo, edit)
+		var errs bytes.Buffer
+		cmd := command(t, "run", "--document", doc)
+		cmd.Stdin, cmd.Stderr = strings.NewReader("x"), &errs
+		out, err := cmd.Output()
+		if code := exitCode(t, err); code != fault.RowOf(fault.Unsupported).Exit || len(out) > 0 || !strings.Contains(errs.String(), name) {
+			t.Errorf("%s: status %d, %q, %q", name, code, out, errs.String())
+		}
+		if exit := reported(t, doc); exit.Reason != string(fault.Unsupported) {
+			t.Errorf("%s: reported %+v", name, exit)
+		}
+	}
+}
+
 func TestCompileTellsBadModulesApart(t *testing.T) {
 	good, _, code := compileIn(t, wat(t, echo))
 	if code != 0 || len(good) == 0 {

@@ -19,10 +19,23 @@ var guests = map[string][]byte{
 	"trap":    module(nil, []byte{0x00, 0x0b}),                               // process traps
 	"forever": module(nil, []byte{0x03, 0x40, 0x0c, 0x00, 0x0b, 0x00, 0x0b}), // process never returns
 	"alien":   module([]string{"wasi_nn", "load", "env", "fork"}, []byte{0x41, 0x00, 0x0b}),
+	"asks":    typed("request_capability", 4),
+	"media":   typed("download_media", 2),
+	"script":  append(typed("request_capability", 4), custom("[native code] Async-from-Sync Iterator QuickJS")...),
 	"native":  append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 64)...),
 	"short":   module(nil, []byte{0x41, 0x00, 0x0b})[:20],
 	"empty":   {},
+	"echo":    echo,
 }
+
+// echo writes as output what one read of its input gives:
+// (call $write_output (i32.const 0) (call $read (i32.const 0) (i32.const 0) (i32.const 65536)))
+var echo = []byte("\x00asm\x01\x00\x00\x00" +
+	"\x01\x11\x03`\x03\x7f\x7f\x7f\x01\x7f`\x02\x7f\x7f\x00`\x00\x01\x7f" + // types
+	"\x02%\x02\x06mentat\x04read\x00\x00\x06mentat\x0cwrite_output\x00\x01" + // imports
+	"\x03\x02\x01\x02\x05\x03\x01\x00\x02" + // a function, a memory of two pages
+	"\x07\x14\x02\x06memory\x02\x00\x07process\x00\x02" + // exports
+	"\x0a\x14\x01\x12\x00A\x00A\x00A\x00A\x80\x80\x04\x10\x00\x10\x01A\x00\x0b") // code
 
 // module is a WASM module with one memory and a function process of type
 // () -> i32, which its imports have too; names are pairs of module and name.
@@ -52,6 +65,30 @@ func module(names []string, body []byte) []byte {
 	code := append([]byte{0}, body...)
 	m = append(m, section(10, append([]byte{1, byte(len(code))}, code...)...)...)
 	return m
+}
+
+// typed is a module whose process returns 0 and that imports a function of our
+// own, which takes that many integers and returns one.
+func typed(function string, params byte) []byte {
+	section := func(id byte, content ...byte) []byte {
+		return append([]byte{id, byte(len(content))}, content...)
+	}
+	name := func(s string) []byte { return append([]byte{byte(len(s))}, s...) }
+	types := []byte{2, 0x60, 0, 1, 0x7f, 0x60, params}
+	for range params {
+		types = append(types, 0x7f)
+	}
+	types = append(types, 1, 0x7f)
+	imports := slices.Concat([]byte{1}, name("mentat"), name(function), []byte{0, 1})
+	exports := slices.Concat([]byte{2}, name("memory"), []byte{2, 0}, name("process"), []byte{0, 1})
+	return slices.Concat([]byte("\x00asm\x01\x00\x00\x00"), section(1, types...), section(2, imports...), section(3, 1, 0),
+		section(5, 1, 0, 1), section(7, exports...), section(10, 1, 4, 0, 0x41, 0, 0x0b))
+}
+
+// custom is a section that says nothing to an engine.
+func custom(text string) []byte {
+	content := append([]byte{1, 'x'}, text...)
+	return append([]byte{0, byte(len(content))}, content...)
 }
 
 // writeModule is `wasm GUEST FILE`.

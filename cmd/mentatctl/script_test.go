@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,7 +34,33 @@ func TestMain(m *testing.M) {
 			}
 			os.Exit(cli.MainAt(context.Background(), now, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},
+		"ask": ask,
 	})
+}
+
+// ask is a program for transcripts: `ask METHOD URL [BODY]` prints the answer's
+// status, content type and body.
+func ask() {
+	body := ""
+	if len(os.Args) > 3 {
+		body = os.Args[3]
+	}
+	r, err := http.NewRequestWithContext(context.Background(), os.Args[1], os.Args[2], strings.NewReader(body))
+	var answer *http.Response
+	if err == nil {
+		answer, err = (&http.Client{Timeout: time.Minute}).Do(r)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	fmt.Println(answer.StatusCode, answer.Header.Get("Content-Type"), string(data))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // TestTranscripts runs the transcripts in testdata. They are what a person sees:
@@ -44,8 +72,10 @@ func TestTranscripts(t *testing.T) {
 		_, err := pki.Init(dir, pki.InitOptions{Now: time.Now()})
 		return dir, err
 	})
-	host := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir(), "../mentat-host") })
-	probe := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir(), "../../host/lock/probe") })
+	host := sync.OnceValues(func() (string, error) {
+		return buildHost(t.TempDir(), "mentat-host", "../mentat-host", "../mentat-host-net")
+	})
+	probe := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir(), "probe", "../../host/lock/probe") })
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: false,
@@ -123,17 +153,17 @@ func goEnvironment(t *testing.T) []string {
 	return list
 }
 
-// buildHost builds mentat-host or what stands for it, which need a C compiler.
-func buildHost(dir, source string) (string, error) {
-	path := filepath.Join(dir, filepath.Base(source))
-	cmd := exec.Command("go", "build", "-o", path, source)
+// buildHost builds the two hosts, or what stands for them, which need a C
+// compiler, and returns the path of the one by that name.
+func buildHost(dir, name string, sources ...string) (string, error) {
+	cmd := exec.Command("go", append([]string{"build", "-o", dir + "/"}, sources...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("cannot build %s: %w: %s", source, err, stderr.String())
+		return "", fmt.Errorf("cannot build %s: %w: %s", name, err, stderr.String())
 	}
-	return path, nil
+	return filepath.Join(dir, name), nil
 }
 
 // exits is `exits CODE COMMAND [ARGUMENT...]`.

@@ -15,5 +15,5 @@
 // another process or a path that the lock does not name, gains a right, or opens
 // a connection that the lock does not allow; what it tries is refused or ends
 // it, as [Calls] says call by call. What the kernel cannot do is named by
-// [Status.Missing], and a filter that cannot be installed is an error.
+// [Early], and a filter that cannot be installed is an error.
 package lock

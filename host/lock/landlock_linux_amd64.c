@@ -67,7 +67,7 @@ struct how {
 #define WRITE                                                                                      \
   (READ | FS_WRITE_FILE | FS_TRUNCATE | FS_REMOVE_DIR | FS_REMOVE_FILE | FS_MAKE_DIR |            \
    FS_MAKE_REG | FS_MAKE_SYM | FS_REFER)
-#define EXECUTE (FS_READ_FILE | FS_EXECUTE)
+#define EXECUTE (READ | FS_EXECUTE)
 
 mt_lock mt_locked;
 
@@ -84,36 +84,33 @@ static void fail(const char *on) {
   mt_locked.failed_on = on;
 }
 
+// add adds a rule for an open file.
+static int add(int ruleset, uint64_t handled, int fd, uint64_t rights) {
+  struct stat st;
+  if (fd < 0 || fstat(fd, &st) != 0)
+    return -1;
+  if (!S_ISDIR(st.st_mode))
+    rights &= FS_OF_FILES;
+  struct path_attr attr = {.allowed = rights & handled, .parent = fd};
+  return (int)syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, &attr, 0);
+}
+
 // allow opens one path without following a link: one grant's place can lie in
 // another's, where guests make links.
 static void allow(int ruleset, uint64_t handled, const char *path, uint64_t rights) {
   struct how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_LINKS};
   int fd = (int)syscall(OPENAT2, AT_FDCWD, path, &how, sizeof how);
-  struct stat st;
-  if (fd < 0 || fstat(fd, &st) != 0) {
+  if (add(ruleset, handled, fd, rights) != 0)
     fail(path);
-    if (fd >= 0)
-      close(fd);
-    return;
-  }
-  if (!S_ISDIR(st.st_mode))
-    rights &= FS_OF_FILES;
-  struct path_attr attr = {.allowed = rights & handled, .parent = fd};
-  if (syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, &attr, 0) != 0)
-    fail(path);
-  close(fd);
+  if (fd >= 0)
+    close(fd);
 }
 
-// The C library reads the main thread's own memory map when Go starts. The
-// descriptor stays open: the kernel knows the file by an inode that it would
-// otherwise make anew.
-static void allow_own_map(int ruleset) {
-  int fd = open("/proc/self/maps", O_PATH | O_CLOEXEC);
-  if (fd < 0)
-    return;
-  struct path_attr attr = {.allowed = FS_READ_FILE, .parent = fd};
-  if (syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, &attr, 0) != 0)
-    fail("/proc/self/maps");
+// allow_kernel_file lets a file of the kernel's be read that this process can do
+// without. The descriptor stays open: the kernel knows the file by an inode that
+// it would otherwise make anew.
+static void allow_kernel_file(int ruleset, uint64_t handled, const char *path) {
+  add(ruleset, handled, open(path, O_PATH | O_CLOEXEC), FS_READ_FILE);
 }
 
 static uint64_t rights_of(const char *arg, const char **path) {
@@ -142,11 +139,12 @@ static void enter_landlock(char **rules) {
   // A program that the host starts (a plugin) inherits this and has a network of
   // its own kind: then the filter alone holds the host back.
   uint64_t net = NET_BIND | NET_CONNECT;
+  int listens = 0;
   for (char **r = rules; *r != NULL; r++) {
     if (strcmp(*r, "dial") == 0)
       net &= ~NET_CONNECT;
     else if (strcmp(*r, "listen") == 0)
-      net &= ~NET_BIND;
+      net &= ~NET_BIND, listens = 1;
     else if (strncmp(*r, "execute=", 8) == 0)
       net = 0;
   }
@@ -166,7 +164,11 @@ static void enter_landlock(char **rules) {
       allow(ruleset, attr.handled_fs, path, rights);
   }
   allow(ruleset, attr.handled_fs, "/dev/null", FS_READ_FILE | FS_WRITE_FILE);
-  allow_own_map(ruleset);
+  // The C library reads the main thread's map of memory when Go starts, Go how
+  // many connections may wait when it listens.
+  allow_kernel_file(ruleset, attr.handled_fs, "/proc/self/maps");
+  if (listens)
+    allow_kernel_file(ruleset, attr.handled_fs, "/proc/sys/net/core/somaxconn");
   if (syscall(RESTRICT_SELF, ruleset, 0) != 0)
     fail("the process");
   close(ruleset);

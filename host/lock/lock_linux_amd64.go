@@ -20,36 +20,25 @@ import (
 	"github.com/mentatlab/mentat/internal/hostdoc"
 )
 
-// Status is what was put on before Go started.
-type Status struct {
-	// Entered tells that the command line had a lock.
-	Entered bool
-	// ABI is the kernel's version of Landlock, 0 without it.
-	ABI int
-	// Missing has a line for everything that this kernel cannot hold.
-	Missing []string
-}
-
-// Early reports what was put on before Go started. It fails when that is not
-// what the document says: args are the words behind the document's path on the
-// command line.
-func Early(l *hostdoc.Lock, args []string) (Status, error) {
-	s := Status{Entered: C.mt_locked.asked != 0, ABI: int(C.mt_locked.abi)}
-	if !slices.Equal(args, l.Args()) || s.Entered != (l != nil) {
-		return s, fault.New(fault.Internal, "lock", "the command line does not say what the document says of the host's lock").
+// Early judges what was put on before Go started: args are the words behind the
+// document's path on the command line, which must be the document's. missing has
+// a line for everything that this kernel cannot hold.
+func Early(l *hostdoc.Lock, args []string) (missing []string, err error) {
+	if !slices.Equal(args, l.Args()) || (C.mt_locked.asked != 0) != (l != nil) {
+		return nil, fault.New(fault.Internal, "lock", "the command line does not say what the document says of the host's lock").
 			WithHint("the command line is the document's own, see hostdoc.Command")
 	}
 	if e := syscall.Errno(C.mt_locked.failed_errno); e != 0 {
-		return s, fault.Wrap(e, fault.Internal, C.GoString(C.mt_locked.failed_on), "the host cannot lock itself to this")
+		return nil, fault.Wrap(e, fault.Internal, C.GoString(C.mt_locked.failed_on), "the host cannot lock itself to this")
 	}
-	if l != nil {
-		s.Missing = missing(s.ABI, syscall.Errno(C.mt_locked.abi_errno))
+	if l == nil {
+		return nil, nil
 	}
-	return s, nil
+	return cannot(int(C.mt_locked.abi), syscall.Errno(C.mt_locked.abi_errno)), nil
 }
 
-// missing says what versions of Landlock cannot hold (Documentation/userspace-api/landlock.rst).
-func missing(abi int, why syscall.Errno) []string {
+// cannot says what versions of Landlock cannot hold (Documentation/userspace-api/landlock.rst).
+func cannot(abi int, why syscall.Errno) []string {
 	if abi == 0 {
 		text := fmt.Sprintf("the kernel offers no Landlock (%v)", why)
 		switch {

@@ -475,9 +475,33 @@ func TestAPluginIsStartedInTimeAndEndedLater(t *testing.T) {
 	if got := one(t, &hostdoc.Lock{Execute: []string{probe}}, "exec"); got != "killed" {
 		t.Errorf("a program that may be started before: %s afterwards", got)
 	}
+	// It is the plugin alone that may be ended, and the host still starts nothing.
+	needsLandlock(t, 6)
+	if got := one(t, &hostdoc.Lock{Execute: []string{probe}}, "end-parent"); got != "EPERM" {
+		t.Errorf("the parent process: %s", got)
+	}
 	o = attempt{lock: &hostdoc.Lock{}, tries: []string{"before:start:" + probe}}.run(t)
 	if len(o.said) != 1 || !strings.HasSuffix(o.said[0], ": EACCES") {
 		t.Errorf("without a plugin: %q, %v", o.said, o.status)
+	}
+}
+
+// A program with libraries needs their directories, too.
+func TestAPluginOfSeveralFilesIsStarted(t *testing.T) {
+	needsLandlock(t, 1)
+	var dirs []string
+	for _, dir := range []string{"/bin", "/usr", "/lib", "/lib64"} {
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil && !slices.Contains(dirs, resolved) {
+			dirs = append(dirs, resolved)
+		}
+	}
+	for _, c := range []struct {
+		lock *hostdoc.Lock
+		want string
+	}{{&hostdoc.Lock{Execute: dirs}, "ok"}, {&hostdoc.Lock{Read: dirs}, "EACCES"}} {
+		if got := one(t, c.lock, "before:start:/bin/true"); got != c.want {
+			t.Errorf("%+v: %s, want %s", c.lock, got, c.want)
+		}
 	}
 }
 
@@ -555,8 +579,8 @@ func TestACommandLineThatSaysSomethingElseIsRefused(t *testing.T) {
 }
 
 func TestWithoutALockInTheCommandLineThereIsNoSecondHalf(t *testing.T) {
-	if s, err := Early(nil, nil); err != nil || s.Entered || len(s.Missing) > 0 {
-		t.Errorf("nothing asked for: %+v, %v", s, err)
+	if missing, err := Early(nil, nil); err != nil || len(missing) > 0 {
+		t.Errorf("nothing asked for: %q, %v", missing, err)
 	}
 	if err := Enter(nil); err != nil {
 		t.Errorf("nothing asked for: %v", err)
@@ -585,7 +609,7 @@ func TestAnOlderKernelIsSpokenOf(t *testing.T) {
 		{7, 0, 0, ""},
 		{99, 0, 0, ""},
 	} {
-		lines := missing(c.abi, c.why)
+		lines := cannot(c.abi, c.why)
 		if len(lines) != c.lines || !strings.Contains(strings.Join(lines, "\n"), c.says) {
 			t.Errorf("version %d: %q", c.abi, lines)
 		}

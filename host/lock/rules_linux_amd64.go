@@ -92,7 +92,7 @@ var Calls = []Call{
 	{What: "signals within the process", Verdict: Allow, Numbers: []uint32{
 		unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK,
 	}},
-	{What: "signals to itself", Verdict: Allow, Numbers: []uint32{unix.SYS_TGKILL, unix.SYS_KILL},
+	{What: "signals to itself", Verdict: Allow, Numbers: []uint32{unix.SYS_TGKILL},
 		If: []Condition{{low(0), whole, []uint32{Own}}}, Only: "to this process", Else: Kill},
 	{What: "clocks and waiting", Verdict: Allow, Numbers: []uint32{
 		unix.SYS_CLOCK_GETTIME, unix.SYS_CLOCK_GETRES, unix.SYS_GETTIMEOFDAY, unix.SYS_TIME, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_NANOSLEEP,
@@ -133,8 +133,11 @@ var Calls = []Call{
 	}, When: Network, Else: Refuse},
 	{What: "other sockets", Verdict: Refuse, Numbers: []uint32{unix.SYS_SOCKETPAIR, unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_ACCEPT}},
 
-	{What: "ending a plugin that was started before", Verdict: Allow, Numbers: []uint32{unix.SYS_WAIT4, unix.SYS_WAITID, unix.SYS_PIDFD_SEND_SIGNAL},
+	{What: "waiting for a plugin that was started before", Verdict: Allow, Numbers: []uint32{unix.SYS_WAIT4, unix.SYS_WAITID, unix.SYS_PIDFD_SEND_SIGNAL},
 		When: Plugins, Else: Refuse},
+	// Landlock and the namespace of processes leave nobody else to be ended.
+	{What: "ending a plugin", Verdict: Allow, Numbers: []uint32{unix.SYS_KILL}, When: Plugins,
+		If: []Condition{{low(1), whole, []uint32{uint32(unix.SIGKILL)}}}, Only: "by SIGKILL", Else: Kill},
 
 	{What: "starting a program or a process", Verdict: Kill, Numbers: []uint32{unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_FORK, unix.SYS_VFORK}},
 	{What: "executable memory by other ways", Verdict: Kill, Numbers: []uint32{

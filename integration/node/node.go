@@ -144,6 +144,16 @@ state = %q
 hosts_dir = "certs.d"
 docker_config = "docker/config.json"
 
+[capability]
+media = %q
+
+[audit]
+spool = %q
+log = %q
+
+[service]
+listen = "unix:%s"
+
 [host]
 binary = %q
 
@@ -153,7 +163,7 @@ memory = %q
 
 [runtime]
 binary = %q
-`, n.path("revocation"), filepath.Join(n.cfg.Bin, "mentat-host"), n.path("modules"), n.path("checked"), filepath.Join(n.cfg.Tools, "runc"))
+`, n.path("revocation"), n.path("media"), n.path("audit", "spool"), n.path("audit", "log"), n.path("node.sock"), filepath.Join(n.cfg.Bin, "mentat-host"), n.path("modules"), n.path("checked"), filepath.Join(n.cfg.Tools, "runc"))
 	}
 	if err := os.WriteFile(n.ConfigFile(), []byte(config), 0o600); err != nil {
 		return err

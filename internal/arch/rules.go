@@ -54,7 +54,7 @@ var Parts = []Part{
 	{"verifier/pki", "the certificate authority on disk", nil},
 	{"verifier/fetch", "revocation lists over the network", []string{"verifier"}},
 	{"capability", "the effective grant: manifest, policy and trust level", []string{"manifest"}},
-	{"host", "the WASM side: engine, ABI, WASI, one run", []string{"manifest"}},
+	{"host", "the WASM side: engine, ABI, WASI, runs, and what serves capabilities", []string{"manifest", "capability"}},
 	{"aot", "the cache of compiled modules and the compiler child", nil},
 	{"bundle", "one OCI bundle made ready: find, classify, verify, grant, rewrite", []string{"manifest", "oci", "verifier", "verifier/fetch", "capability", "aot"}},
 	{"shim", "containerd's task service, wrapped", []string{"bundle"}},
@@ -62,6 +62,7 @@ var Parts = []Part{
 	{"cmd/containerd-shim-mentat-v1", "the shim", []string{"shim"}},
 	{"cmd/mentat", "an OCI runtime command line over the same bundle", []string{"bundle"}},
 	{"cmd/mentat-host", "the static binary that becomes the container's process", []string{"host"}},
+	{"cmd/mentat-host-net", "the same for agents that reach a network", []string{"host"}},
 	{"cmd/mentat-verifier", "containerd's image verifier executable", []string{"oci", "oci/remote", "verifier", "verifier/fetch"}},
 	{"cmd/mentatctl", "the tool people hold in their hands", []string{"manifest", "oci", "oci/remote", "verifier", "verifier/pki", "verifier/fetch", "capability", "aot", "sdk"}},
 	{"integration", "end-to-end tests against a real containerd and registry", []string{Anything}},
@@ -95,9 +96,14 @@ const Cgo = "cgo"
 // Bans are the transitive rules.
 var Bans = []Ban{
 	{
-		From:  []string{"host", "cmd/mentat-host"},
+		From:  []string{"host", "cmd/mentat-host", "cmd/mentat-host-net"},
 		Reach: []string{"github.com/containerd/containerd", "github.com/containerd/ttrpc", "google.golang.org/grpc"},
 		Why:   "the host runs hostile code inside the container: it must not hold a client of the daemon outside",
+	},
+	{
+		From:  []string{"cmd/mentat-host", "=host", "=host/process"},
+		Reach: []string{"net/http", "crypto/tls"},
+		Why:   "the lean host stays lean: what reaches a network is in mentat-host-net",
 	},
 	{
 		From:  []string{"shim", "bundle", "verifier", "oci", "manifest", "capability", "aot", "cmd/containerd-shim-mentat-v1", "cmd/mentat", "cmd/mentat-verifier", "cmd/mentatctl"},

@@ -32,6 +32,8 @@ const (
 	// MediaDir is the node's media store, AuditDir takes this run's records.
 	MediaDir = Dir + "/media"
 	AuditDir = Dir + "/audit"
+	// ExtensionDir holds the programs of extensions, each under its name.
+	ExtensionDir = Dir + "/extension"
 )
 
 // Network modes.
@@ -84,6 +86,9 @@ type Document struct {
 	// it may not; both name the rule that decided.
 	Grants  []Grant  `json:"grants,omitempty"`
 	Denials []Denial `json:"denials,omitempty"`
+	// Holes are what denials cut out of the grants: a request that one of them
+	// covers is refused although a grant covers it, too.
+	Holes []Hole `json:"holes,omitempty"`
 	// Network, LLM, Media and Extensions say how the granted capabilities of
 	// their kinds are served; nil where there is none.
 	Network    *Network    `json:"network,omitempty"`
@@ -110,6 +115,12 @@ type Document struct {
 	LogFormat string `json:"logFormat"`
 	// Notices are lines to log before the run, e.g. what was withheld.
 	Notices []string `json:"notices,omitempty"`
+}
+
+// Connects tells whether the run needs the host that has a network: the lean one
+// neither opens nor takes a connection.
+func (d *Document) Connects() bool {
+	return d.Serve != nil || d.Network != nil || d.LLM != nil || d.Media != nil && d.Media.S3 != nil
 }
 
 // Agent says who runs, as far as it was verified.
@@ -139,6 +150,8 @@ type Preopen struct {
 	Host     string `json:"host"`
 	Guest    string `json:"guest"`
 	ReadOnly bool   `json:"readOnly"`
+	// Fresh gives each run a new directory below Host, which goes with it.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // Grant is one capability that the agent may use.
@@ -149,12 +162,25 @@ type Grant struct {
 	Rule string `json:"rule,omitempty"`
 }
 
-// Denial is one capability that the manifest asks for and the agent may not use.
+// Denial is one capability that the manifest asks for and of which the agent may
+// use nothing, or no more than the grants say.
 type Denial struct {
 	Capability string `json:"capability"`
 	// Rule names what denied it, Reason says why in a sentence.
 	Rule   string `json:"rule"`
 	Reason string `json:"reason"`
+}
+
+// Hole is a denial that lies within a grant.
+type Hole struct {
+	// Capability is the canonical string of what is denied. One of a network
+	// without a port denies every port, and one of an address range denies every
+	// name that resolves into it.
+	Capability string `json:"capability"`
+	// Rule names the denial.
+	Rule string `json:"rule"`
+	// DryRun lets the request pass: it is only counted.
+	DryRun bool `json:"dryRun,omitempty"`
 }
 
 // Network says how network capabilities are served.
@@ -163,6 +189,8 @@ type Network struct {
 	// which reaches every public host. There is no [NetworkNone]: it is a nil
 	// Network.
 	Mode string `json:"mode"`
+	// FullRule names the rule that allowed [NetworkFull].
+	FullRule string `json:"fullRule,omitempty"`
 	// AllowPrivate are address ranges that are reachable although they are not
 	// public, as CIDR.
 	AllowPrivate []string `json:"allowPrivate,omitempty"`
@@ -202,6 +230,8 @@ type LLM struct {
 	// Tokens bounds the tokens of one run, prompt and completion together; 0 is
 	// no bound.
 	Tokens int64 `json:"tokens,omitempty"`
+	// CAFile is as that of [Network].
+	CAFile string `json:"caFile,omitempty"`
 }
 
 // LLMProvider is an endpoint of the OpenAI-compatible protocol.
@@ -236,6 +266,8 @@ type MediaS3 struct {
 	// AccessKey and SecretKey are keys of [Secrets].
 	AccessKey string `json:"accessKey"`
 	SecretKey string `json:"secretKey"`
+	// CAFile is as that of [Network].
+	CAFile string `json:"caFile,omitempty"`
 }
 
 // Extension is an out-of-process plugin that serves extension:NAME.
@@ -245,15 +277,25 @@ type Extension struct {
 	Command []string `json:"command"`
 }
 
-// Serve makes the host answer HTTP requests, each with a fresh instance.
+// Serve makes the host answer HTTP requests, each with a fresh instance. Limits
+// hold for each of them: InputBytes bounds a request's body, DeadlineMillis its
+// run.
 type Serve struct {
-	// Listen is host:port; the host may be empty.
+	// Listen is host:port; the host may be empty, which is every address.
 	Listen string `json:"listen"`
+	// Socket, if not 0, is the descriptor of a socket that listens there already.
+	Socket int `json:"socket,omitempty"`
 	// Concurrent bounds the instances at once, Queue the requests that wait.
 	Concurrent int `json:"concurrent"`
 	Queue      int `json:"queue"`
-	// DrainMillis is how long SIGTERM lets requests finish.
-	DrainMillis int64 `json:"drainMillis"`
+	// BufferBytes bounds the bodies that are held in memory at once.
+	BufferBytes int64 `json:"bufferBytes"`
+	// ContentType is what the output is; empty leaves it to what it looks like.
+	ContentType string `json:"contentType,omitempty"`
+	// DrainMillis is how long SIGTERM lets requests finish. In the first
+	// NoticeMillis of it new ones are still taken, while /readyz already says no.
+	DrainMillis  int64 `json:"drainMillis"`
+	NoticeMillis int64 `json:"noticeMillis,omitempty"`
 }
 
 // Audit says where records go.
@@ -334,6 +376,12 @@ func (d *Document) LeastLock(document string) *Lock {
 	}
 	if d.Network != nil {
 		add(&l.Read, d.Network.CAFile)
+	}
+	if d.LLM != nil {
+		add(&l.Read, d.LLM.CAFile)
+	}
+	if d.Media != nil && d.Media.S3 != nil {
+		add(&l.Read, d.Media.S3.CAFile)
 	}
 	if d.Input.Kind == InputFile {
 		in := d.Input.Path
@@ -468,6 +516,18 @@ func (d *Document) check(name string) error {
 	}
 	if m := d.Media; m != nil && (m.Dir == "") == (m.S3 == nil) {
 		return fault.New(fault.Internal, name, "media are kept in a directory or in S3, exactly one")
+	}
+	if s := d.Serve; s != nil {
+		switch {
+		case s.Concurrent < 1 || s.Concurrent > limits.ServeConcurrent || s.Queue < 0 || s.Queue > limits.ServeQueue:
+			return fault.New(fault.Internal, name, "%d requests at once and %d waiting, allowed are 1 to %d and 0 to %d", s.Concurrent, s.Queue, limits.ServeConcurrent, limits.ServeQueue)
+		case s.Listen == "" || s.Socket < 0 || s.Socket > 0 && s.Socket < 3:
+			return fault.New(fault.Internal, name, "an address to listen on and, if there is a socket, its descriptor are required")
+		case s.BufferBytes < d.Limits.InputBytes || s.NoticeMillis < 0 || s.DrainMillis < s.NoticeMillis:
+			return fault.New(fault.Internal, name, "what is held must hold one request, and the time to drain the notice")
+		case d.Limits.DeadlineMillis == 0:
+			return fault.New(fault.Internal, name, "a served run has a deadline")
+		}
 	}
 	if err := d.Lock.check(name); err != nil {
 		return err

@@ -26,21 +26,22 @@ func full() *Document {
 		Input:    Input{Kind: InputText, Path: InputPath, Text: "<in> \u2028 \"put\""},
 		Args:     []string{"agent", "--flag", ""},
 		Env:      []string{"A=B"},
-		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true}},
+		Preopens: []Preopen{{Host: "/run/mentat/fs/0", Guest: "/data", ReadOnly: true, Fresh: true}},
 		Config:   map[string]string{"k": "v", "a": "b"},
 		Grants:   []Grant{{Capability: "filesystem:read:/data", Rule: "r"}},
 		Denials:  []Denial{{Capability: "env:X", Rule: "r", Reason: "why"}},
+		Holes:    []Hole{{Capability: "network:https:b.example", Rule: "r", DryRun: true}},
 		Network: &Network{
-			Mode: NetworkRestricted, AllowPrivate: []string{"10.0.0.0/8"}, BlockedPorts: []int{22}, CAFile: CAPath,
+			Mode: NetworkRestricted, FullRule: "r", AllowPrivate: []string{"10.0.0.0/8"}, BlockedPorts: []int{22}, CAFile: CAPath,
 			Inject: []Injection{{Capability: "network:https:a.example", Header: "authorization", Query: "key", Prefix: "Bearer ", Secret: "s"}},
 			Limits: NetworkLimits{Concurrent: 1, RequestBytes: 2, ResponseBytes: 3, TimeoutMillis: 4},
 		},
-		LLM:         &LLM{Providers: []LLMProvider{{Name: "p", URL: "https://a.example/v1", Models: []string{"m*"}, Secret: "s"}}, Tokens: 1},
-		Media:       &Media{S3: &MediaS3{Endpoint: "https://s3.example", Region: "r", Bucket: "b", Prefix: "p", AccessKey: "a", SecretKey: "s"}, Given: []string{"media:sha256:0"}, ItemBytes: 1, TotalBytes: 2},
+		LLM:         &LLM{Providers: []LLMProvider{{Name: "p", URL: "https://a.example/v1", Models: []string{"m*"}, Secret: "s"}}, Tokens: 1, CAFile: CAPath},
+		Media:       &Media{S3: &MediaS3{Endpoint: "https://s3.example", Region: "r", Bucket: "b", Prefix: "p", AccessKey: "a", SecretKey: "s", CAFile: CAPath}, Given: []string{"media:sha256:0"}, ItemBytes: 1, TotalBytes: 2},
 		Extensions:  []Extension{{Name: "x", Command: []string{"/x"}}},
 		SecretsFile: SecretsPath,
 		Framing:     FramingNDJSON,
-		Serve:       &Serve{Listen: ":8080", Concurrent: 1, Queue: 2, DrainMillis: 3},
+		Serve:       &Serve{Listen: ":8080", Socket: 3, Concurrent: 1, Queue: 2, BufferBytes: 6, ContentType: "text/plain", DrainMillis: 3, NoticeMillis: 1},
 		Audit:       &Audit{Dir: AuditDir, Bytes: 1},
 		Lock:        &Lock{Dial: true, Listen: true, Read: []string{"/a"}, Write: []string{"/b"}, Execute: []string{"/c"}},
 		Limits:      Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, CPUMillis: 8, InputBytes: 6, OutputBytes: 7},
@@ -102,17 +103,27 @@ func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
 		reason fault.Reason
 		want   string
 	}{
-		"nothing":                 {"", fault.Internal, "not JSON"},
-		"no JSON":                 {"{", fault.Internal, "not JSON"},
-		"another type":            {"[]", fault.Internal, "not JSON"},
-		"no version":              {replace(`"version": 2,`, ``), fault.Unsupported, "version 0"},
-		"a newer version":         {replace(`"version": 2,`, `"version": 3,`), fault.Unsupported, "version 3"},
-		"an unknown field":        {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
-		"a wrong type":            {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
-		"an unknown entry":        {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
-		"an unknown input":        {replace(`"kind": "text"`, `"kind": "socket"`), fault.Internal, `input kind "socket"`},
-		"no memory":               {replace(`"memoryBytes": 1048576`, `"memoryBytes": 0`), fault.Internal, "limits must be set"},
-		"a negative limit":        {replace(`"deadlineMillis": 5`, `"deadlineMillis": -5`), fault.Internal, "limits must be set"},
+		"nothing":          {"", fault.Internal, "not JSON"},
+		"no JSON":          {"{", fault.Internal, "not JSON"},
+		"another type":     {"[]", fault.Internal, "not JSON"},
+		"no version":       {replace(`"version": 2,`, ``), fault.Unsupported, "version 0"},
+		"a newer version":  {replace(`"version": 2,`, `"version": 3,`), fault.Unsupported, "version 3"},
+		"an unknown field": {replace(`"entry"`, `"x": 1, "entry"`), fault.Internal, `unknown field "x"`},
+		"a wrong type":     {replace(`"entry": "process"`, `"entry": 1`), fault.Internal, "malformed"},
+		"an unknown entry": {replace(`"entry": "process"`, `"entry": "main"`), fault.Internal, `entry "main"`},
+		"an unknown input": {replace(`"kind": "text"`, `"kind": "socket"`), fault.Internal, `input kind "socket"`},
+		"no memory":        {replace(`"memoryBytes": 1048576`, `"memoryBytes": 0`), fault.Internal, "limits must be set"},
+		"a negative limit": {replace(`"deadlineMillis": 5`, `"deadlineMillis": -5`), fault.Internal, "limits must be set"},
+		"no instance": {replace(`"concurrent": 1,
+    "queue": 2`, `"concurrent": 0,
+    "queue": 2`), fault.Internal, "0 requests at once"},
+		"no address":                {replace(`"listen": ":8080"`, `"listen": ""`), fault.Internal, "an address to listen on"},
+		"a standard stream":         {replace(`"socket": 3`, `"socket": 1`), fault.Internal, "its descriptor"},
+		"too many waiting":          {replace(`"queue": 2`, `"queue": 1000000`), fault.Internal, "1000000 waiting"},
+		"a body beyond the buffer":  {replace(`"bufferBytes": 6`, `"bufferBytes": 5`), fault.Internal, "hold one request"},
+		"a notice beyond the drain": {replace(`"drainMillis": 3`, `"drainMillis": 0`), fault.Internal, "the notice"},
+		"served without end": {replace(`
+    "deadlineMillis": 5,`, ""), fault.Internal, "has a deadline"},
 		"a relative path to lock": {replace(`"/b"`, `"b"`), fault.Internal, `the lock names "b"`},
 		"a detour to lock":        {replace(`"/c"`, `"/c/../d"`), fault.Internal, "without detours"},
 		"negative processor time": {replace(`"cpuMillis": 8`, `"cpuMillis": -8`), fault.Internal, "limits must be set"},
@@ -224,4 +235,22 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("accepted %q is written as %q, %v", data, again, err)
 		}
 	})
+}
+
+func TestWhatReachesANetworkNeedsTheOtherHost(t *testing.T) {
+	for name, doc := range map[string]Document{
+		"nothing":               {},
+		"media in a directory":  {Media: &Media{Dir: "/m"}},
+		"network":               {Network: &Network{}},
+		"a language model":      {LLM: &LLM{}},
+		"media in a bucket":     {Media: &Media{S3: &MediaS3{}}},
+		"serving":               {Serve: &Serve{}},
+		"an extension":          {Extensions: []Extension{{Name: "x"}}},
+		"framing of the output": {Framing: FramingNDJSON},
+	} {
+		want := strings.Contains("network a language model media in a bucket serving", name)
+		if got := doc.Connects(); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }

@@ -65,10 +65,47 @@ const (
 	InputBytes = 64 * MiB
 	// OutputBytes bounds what one run may write as output.
 	OutputBytes = 256 * MiB
+	// ChunkBytes bounds the guest's bytes in one event of the output; more
+	// become several events.
+	ChunkBytes = 64 * KiB
 	// LogLineBytes bounds one log line of a guest.
 	LogLineBytes = 64 * KiB
+	// LogBurstBytes and LogBytesPerSecond bound what guests may log at once and in
+	// the long run.
+	LogBurstBytes     = 16 * MiB
+	LogBytesPerSecond = 1 * MiB
 	// ErrorMessageBytes bounds a guest's set_error message.
 	ErrorMessageBytes = 8 * KiB
+	// StreamIDBytes bounds the id of an output stream.
+	StreamIDBytes = 256
+	// CapabilityArgsBytes bounds the arguments of request_capability.
+	CapabilityArgsBytes = 4 * KiB
+	// OperationBytes bounds an operation's name, RequestHeadBytes the head of its
+	// request.
+	OperationBytes   = 64
+	RequestHeadBytes = 64 * KiB
+	// ResponseHeadBytes bounds the head of an answer.
+	ResponseHeadBytes = 256 * KiB
+	// Calls bounds the calls of capabilities that one run has going on at once.
+	Calls = 32
+	// RequestBytes bounds the bodies of those calls' requests together, which
+	// the host keeps until they are sent.
+	RequestBytes = 16 * MiB
+	// ListEntries bounds the entries of a directory that is listed.
+	ListEntries = 10_000
+	// MediaTypeBytes bounds the type of an uploaded object.
+	MediaTypeBytes = 128
+	// MetricNames bounds the names of an agent's metrics, MetricSeries the
+	// combinations of name and attributes.
+	MetricNames  = 64
+	MetricSeries = 1000
+	// MetricNameBytes bounds the name of a metric or attribute, MetricValueBytes
+	// an attribute's value, MetricAttributes their number and
+	// MetricAttributesBytes their JSON.
+	MetricNameBytes       = 64
+	MetricValueBytes      = 128
+	MetricAttributes      = 8
+	MetricAttributesBytes = 1 * KiB
 	// DefaultGuestMemory is the guest's memory when nothing says otherwise.
 	DefaultGuestMemory = 256 * MiB
 	// MinHostShare is the least that a container's memory limit leaves to the host.
@@ -76,8 +113,6 @@ const (
 	// MinContainerMemory is the least container memory limit that can hold the
 	// host at all.
 	MinContainerMemory = 12 * MiB
-	// WorkerBuffers is what the host needs for each further run at the same time.
-	WorkerBuffers = 2 * MiB
 	// HostThreads is how many threads the host may have beside one for each
 	// further run at a time; with fewer the engine and Go's runtime abort.
 	HostThreads = 16
@@ -86,6 +121,10 @@ const (
 	// OpenFiles bounds the host's open files, MinOpenFiles is what it needs.
 	OpenFiles    = 256
 	MinOpenFiles = 32
+	// KeptMemories is how many memories of runs that ended a serving host keeps
+	// for others, KeptMemoryBytes how many bytes of them.
+	KeptMemories    = 64
+	KeptMemoryBytes = 16 * MiB
 	// GuestStackBytes bounds the guest's call stack.
 	GuestStackBytes = 1 * MiB
 	// TableElements bounds the elements of one table.
@@ -95,6 +134,108 @@ const (
 	ShimInputBytes = 10 * MiB
 	// HostDocumentBytes bounds the document the host is started with.
 	HostDocumentBytes = 4 * MiB
+)
+
+// Serving limits: of requests, and of what a manifest may ask for.
+const (
+	// ServeConcurrent and ServeQueue are the most instances at once and the most
+	// requests that wait.
+	ServeConcurrent = 256
+	ServeQueue      = 4096
+	// DefaultServeConcurrent and DefaultServeQueue hold when nothing is said.
+	DefaultServeConcurrent = 8
+	DefaultServeQueue      = 32
+	// DefaultServeBody bounds a request's body when nothing is said.
+	DefaultServeBody = 4 * MiB
+	// ServeBuffers is the least that all bodies together may take.
+	ServeBuffers = 16 * MiB
+	// ServeHeld is how much of an output is held back for the sake of a status
+	// that fits how the run ends.
+	ServeHeld = 256 * KiB
+	// ServeShare is what a running request takes in the host, its guest's memory
+	// and its body aside: what is held back, a connection, a thread.
+	ServeShare = 512 * KiB
+	// ServeHeader bounds a request's line and header.
+	ServeHeader = 16 * KiB
+	// ServeConnections are the connections beyond those whose requests run or
+	// wait: probes, keep-alive, requests that arrive.
+	ServeConnections = 128
+	// MinServeMemory is the least guest memory that a container's limit may leave
+	// to each of the instances at once.
+	MinServeMemory = 1 * MiB
+	// GoodServeMemory is what each is given before there is another, when the
+	// manifest says nothing.
+	GoodServeMemory = 64 * MiB
+	// MinServeHost is the least that is left to a host that serves.
+	MinServeHost = 24 * MiB
+)
+
+// Times of serving.
+const (
+	// DefaultServeDeadline bounds a request's run when the manifest does not.
+	DefaultServeDeadline = 5 * time.Minute
+	// ServeHeaderTime and ServeBodyTime bound how long a client may take to send.
+	ServeHeaderTime = 5 * time.Second
+	ServeBodyTime   = 30 * time.Second
+	// ServeQueueTime bounds how long a request waits for an instance.
+	ServeQueueTime = 30 * time.Second
+	// ServeStall bounds how long a client may take nothing of an answer.
+	ServeStall = 30 * time.Second
+	// ServeIdle is how long a connection may rest between requests.
+	ServeIdle = 75 * time.Second
+	// ServeHeartbeat is how often a silent event stream shows that it lives.
+	ServeHeartbeat = 15 * time.Second
+	// DefaultServeDrain and ServeNotice are how SIGTERM ends a server when
+	// nothing is said; with [DrainGrace] they fit into Kubernetes' thirty seconds.
+	DefaultServeDrain = 25 * time.Second
+	ServeNotice       = 2 * time.Second
+)
+
+// Limits of what the host does on a guest's behalf.
+const (
+	// URLBytes bounds a URL.
+	URLBytes = 8 * KiB
+	// HTTPHeaders bounds the header lines of a request, HTTPHeaderBytes the
+	// headers of a request or an answer together.
+	HTTPHeaders     = 128
+	HTTPHeaderBytes = 64 * KiB
+	// Redirects bounds the redirects of one request.
+	Redirects = 5
+	// QueuedCalls bounds the calls of one kind that run or wait in a process.
+	QueuedCalls = 256
+	// DialTime bounds making one connection, TLSHandshakeTime its handshake.
+	DialTime         = 10 * time.Second
+	TLSHandshakeTime = 10 * time.Second
+	// IdleConnectionTime is how long an unused connection is kept.
+	IdleConnectionTime = 60 * time.Second
+	// LLMConcurrent bounds the chats of one process at once.
+	LLMConcurrent = 16
+	// LLMRequestBytes bounds a chat's request, LLMEventBytes one event of its
+	// answer, LLMAnswerBytes the answer.
+	LLMRequestBytes = 16 * MiB
+	LLMEventBytes   = 1 * MiB
+	LLMAnswerBytes  = 64 * MiB
+	// LLMIdleTime is how long a model may say nothing.
+	LLMIdleTime = 5 * time.Minute
+	// MediaConnections bounds the connections to a media storage,
+	// MediaResponseTime how long it may take to begin an answer.
+	MediaConnections  = 16
+	MediaResponseTime = 30 * time.Second
+	// ExtensionConcurrent bounds the calls of one extension at once.
+	ExtensionConcurrent = 16
+	// ExtensionRequestBytes bounds the body of a call, ExtensionLineBytes a message
+	// of the extension, ExtensionUnreadBytes what of one answer may wait to be read.
+	ExtensionRequestBytes = 4 * MiB
+	ExtensionLineBytes    = 1 * MiB
+	ExtensionUnreadBytes  = 4 * MiB
+	// ExtensionStartTime is how long an extension may take to say hello,
+	// ExtensionIdleTime how long a call may wait for a message of it, and
+	// ExtensionStopTime how long it may take to end.
+	ExtensionStartTime = 10 * time.Second
+	ExtensionIdleTime  = 60 * time.Second
+	ExtensionStopTime  = 2 * time.Second
+	// SecretsBytes bounds the host's file of secrets.
+	SecretsBytes = 1 * MiB
 )
 
 const (

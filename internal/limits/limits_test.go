@@ -25,6 +25,11 @@ func TestLimitsFitIntoEachOther(t *testing.T) {
 		{"a function in a module", FunctionBodyBytes, ModuleBytes},
 		{"the agent manifest's settings in a host document", AgentManifestBytes, HostDocumentBytes},
 		{"a log line in the output", LogLineBytes, OutputBytes},
+		{"a body in the bodies", DefaultServeBody, ServeBuffers},
+		{"a body in an input", DefaultServeBody, InputBytes},
+		{"what is held back in a request's share", ServeHeld, ServeShare},
+		{"the default instances", DefaultServeConcurrent, ServeConcurrent},
+		{"the default queue", DefaultServeQueue, ServeQueue},
 	} {
 		if c.part <= 0 || c.part > c.whole {
 			t.Errorf("%s: %d does not fit into %d", c.name, c.part, c.whole)
@@ -35,5 +40,11 @@ func TestLimitsFitIntoEachOther(t *testing.T) {
 func TestTheVerifierEndsBeforeContainerdKillsIt(t *testing.T) {
 	if s := VerifierBudget.Seconds(); s <= 0 || s >= 10 {
 		t.Errorf("%v s", s)
+	}
+}
+
+func TestADrainEndsBeforeKubernetesKills(t *testing.T) {
+	if d := DefaultServeDrain + DrainGrace + StopGrace; ServeNotice >= DefaultServeDrain || d.Seconds() >= 29 {
+		t.Errorf("%v", d)
 	}
 }

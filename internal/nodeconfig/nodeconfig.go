@@ -28,11 +28,14 @@ const (
 
 // Config is the node's configuration. Relative paths are relative to the file.
 type Config struct {
-	Verify  Verify  `toml:"verify"`
-	Host    Host    `toml:"host"`
-	Cache   Cache   `toml:"cache"`
-	Runtime Runtime `toml:"runtime"`
-	Sandbox Sandbox `toml:"sandbox"`
+	Verify     Verify     `toml:"verify"`
+	Capability Capability `toml:"capability"`
+	Audit      Audit      `toml:"audit"`
+	Service    Service    `toml:"service"`
+	Host       Host       `toml:"host"`
+	Cache      Cache      `toml:"cache"`
+	Runtime    Runtime    `toml:"runtime"`
+	Sandbox    Sandbox    `toml:"sandbox"`
 	// Dir is the directory of the configuration file.
 	Dir string `toml:"-"`
 }
@@ -52,10 +55,42 @@ type Verify struct {
 	DockerConfig string `toml:"docker_config"`
 }
 
+// Capability says where the node's capability policy and media are.
+type Capability struct {
+	// Policy is the capability policy. Empty means: capabilities.yaml beside the
+	// configuration if there is one, else no rules.
+	Policy string `toml:"policy"`
+	// Media is the directory of the media store, where the policy names none.
+	Media string `toml:"media"`
+}
+
+// Audit says where audit records are kept.
+type Audit struct {
+	// Spool holds records until the node service takes them.
+	Spool string `toml:"spool"`
+	// Log is the node service's hash-chained log.
+	Log string `toml:"log"`
+	// Anchor is a file to which the node service appends the log's head from time
+	// to time; empty is none.
+	Anchor string `toml:"anchor"`
+	// Required refuses to create an agent that cannot be recorded.
+	Required bool `toml:"required"`
+}
+
+// Service is the node service.
+type Service struct {
+	// Listen is where metrics are served: unix:PATH, or a loopback address with a
+	// port.
+	Listen string `toml:"listen"`
+}
+
 // Host says which mentat-host runs agents.
 type Host struct {
 	// Binary is mentat-host; empty means next to the running program.
 	Binary string `toml:"binary"`
+	// NetBinary is mentat-host-net, which runs those that are served or reach a
+	// network; empty means next to mentat-host.
+	NetBinary string `toml:"net_binary"`
 }
 
 // Cache is the cache of compiled modules.
@@ -112,14 +147,20 @@ func (s *Sandbox) check(path string) error {
 	return fault.New(fault.PolicyInvalid, path, "sandbox.network is %q, allowed are none, restricted and full", s.Network)
 }
 
-// policyName is the policy file beside a configuration that names none.
-const policyName = "policy.yaml"
+// The policy files beside a configuration that names none.
+const (
+	policyName     = "policy.yaml"
+	capabilityName = "capabilities.yaml"
+)
 
 func defaults() *Config {
 	return &Config{
-		Verify:  Verify{Trust: "trust", State: "/var/lib/mentat/revocation", HostsDir: "/etc/containerd/certs.d"},
-		Cache:   Cache{Dir: "/var/lib/mentat/modules", Memory: "/run/mentat/modules"},
-		Runtime: Runtime{Binary: "runc"},
+		Verify:     Verify{Trust: "trust", State: "/var/lib/mentat/revocation", HostsDir: "/etc/containerd/certs.d"},
+		Capability: Capability{Media: "/var/lib/mentat/media"},
+		Audit:      Audit{Spool: "/var/lib/mentat/audit/spool", Log: "/var/lib/mentat/audit/log"},
+		Service:    Service{Listen: "unix:/run/mentat/node.sock"},
+		Cache:      Cache{Dir: "/var/lib/mentat/modules", Memory: "/run/mentat/modules"},
+		Runtime:    Runtime{Binary: "runc"},
 	}
 }
 
@@ -221,18 +262,33 @@ func exactKeys(path string, data []byte) error {
 }
 
 func (c *Config) resolve() (*Config, error) {
-	for _, p := range []*string{&c.Verify.Policy, &c.Verify.Trust, &c.Verify.State, &c.Verify.HostsDir, &c.Verify.DockerConfig, &c.Host.Binary, &c.Cache.Dir, &c.Cache.Memory} {
+	for _, p := range []*string{
+		&c.Verify.Policy, &c.Verify.Trust, &c.Verify.State, &c.Verify.HostsDir, &c.Verify.DockerConfig,
+		&c.Capability.Policy, &c.Capability.Media, &c.Audit.Spool, &c.Audit.Log, &c.Audit.Anchor,
+		&c.Host.Binary, &c.Host.NetBinary, &c.Cache.Dir, &c.Cache.Memory,
+	} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(c.Dir, *p)
 		}
 	}
-	if c.Verify.Policy == "" {
-		policy := filepath.Join(c.Dir, policyName)
-		if _, err := os.Lstat(policy); err == nil {
-			c.Verify.Policy = policy
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return nil, fault.Wrap(err, fault.PolicyInvalid, policy, "cannot tell whether there is a policy")
-		}
+	if err := errors.Join(c.beside(&c.Verify.Policy, policyName), c.beside(&c.Capability.Policy, capabilityName)); err != nil {
+		return nil, err
 	}
 	return c, nil
+}
+
+// beside names the file beside the configuration if there is one and none was
+// named.
+func (c *Config) beside(path *string, name string) error {
+	if *path != "" {
+		return nil
+	}
+	file := filepath.Join(c.Dir, name)
+	_, err := os.Lstat(file)
+	if err == nil {
+		*path = file
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fault.Wrap(err, fault.PolicyInvalid, file, "cannot tell whether there is such a policy")
+	}
+	return nil
 }

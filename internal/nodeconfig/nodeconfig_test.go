@@ -46,8 +46,19 @@ trust = "/abs/trust"
 state = "s"
 hosts_dir = "h"
 docker_config = "d.json"
+[capability]
+policy = "c.yaml"
+media = "media"
+[audit]
+spool = "spool"
+log = "log"
+anchor = "a"
+required = true
+[service]
+listen = "127.0.0.1:9"
 [host]
 binary = "bin/mentat-host"
+net_binary = "bin/other"
 [cache]
 dir = "c"
 memory = "m"
@@ -66,12 +77,15 @@ network = "restricted"
 		t.Fatal(err)
 	}
 	want := &Config{
-		Verify:  Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", HostsDir: dir + "/h", DockerConfig: dir + "/d.json"},
-		Host:    Host{Binary: dir + "/bin/mentat-host"},
-		Cache:   Cache{Dir: dir + "/c", Memory: dir + "/m"},
-		Runtime: Runtime{Binary: "runc-of-mine"},
-		Sandbox: Sandbox{MemoryMB: 64, TempDirsMB: 2, DeadlineSeconds: 3, CPUSeconds: 4, CPUQuotaMS: 500, OpenFiles: 100, Network: "restricted"},
-		Dir:     dir,
+		Verify:     Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", HostsDir: dir + "/h", DockerConfig: dir + "/d.json"},
+		Capability: Capability{Policy: dir + "/c.yaml", Media: dir + "/media"},
+		Audit:      Audit{Spool: dir + "/spool", Log: dir + "/log", Anchor: dir + "/a", Required: true},
+		Service:    Service{Listen: "127.0.0.1:9"},
+		Host:       Host{Binary: dir + "/bin/mentat-host", NetBinary: dir + "/bin/other"},
+		Cache:      Cache{Dir: dir + "/c", Memory: dir + "/m"},
+		Runtime:    Runtime{Binary: "runc-of-mine"},
+		Sandbox:    Sandbox{MemoryMB: 64, TempDirsMB: 2, DeadlineSeconds: 3, CPUSeconds: 4, CPUQuotaMS: 500, OpenFiles: 100, Network: "restricted"},
+		Dir:        dir,
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, want %+v", c, want)
@@ -81,15 +95,17 @@ network = "restricted"
 func TestAPolicyBesideTheFileCountsEvenIfItCannotBeRead(t *testing.T) {
 	dir := t.TempDir()
 	config := write(t, filepath.Join(dir, "config.toml"), "")
-	if c, err := Load(config); err != nil || c.Verify.Policy != "" {
+	if c, err := Load(config); err != nil || c.Verify.Policy != "" || c.Capability.Policy != "" {
 		t.Fatalf("without one: %+v, %v", c, err)
 	}
-	policy := filepath.Join(dir, "policy.yaml")
-	if err := os.Symlink("nowhere", policy); err != nil {
-		t.Fatal(err)
+	policy, capabilities := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "capabilities.yaml")
+	for _, path := range []string{policy, capabilities} {
+		if err := os.Symlink("nowhere", path); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if c, err := Load(config); err != nil || c.Verify.Policy != policy {
-		t.Errorf("a dangling link must not mean developer mode: %+v, %v", c, err)
+	if c, err := Load(config); err != nil || c.Verify.Policy != policy || c.Capability.Policy != capabilities {
+		t.Errorf("a dangling link must not mean that there is none: %+v, %v", c, err)
 	}
 }
 
@@ -170,7 +186,8 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		for _, p := range []string{c.Verify.Policy, c.Verify.Trust, c.Verify.State, c.Verify.HostsDir, c.Verify.DockerConfig, c.Host.Binary, c.Cache.Dir, c.Cache.Memory} {
+		for _, p := range []string{c.Verify.Policy, c.Verify.Trust, c.Verify.State, c.Verify.HostsDir, c.Verify.DockerConfig,
+			c.Capability.Policy, c.Capability.Media, c.Audit.Spool, c.Audit.Log, c.Audit.Anchor, c.Host.Binary, c.Cache.Dir, c.Cache.Memory} {
 			if p != "" && !filepath.IsAbs(p) {
 				t.Fatalf("%q is not absolute", p)
 			}

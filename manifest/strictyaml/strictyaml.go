@@ -72,6 +72,33 @@ func (d Decoder) Decode(file string, data []byte, out any) (Lines, error) {
 	return s.lines, s.err()
 }
 
+// Keys lists the keys that [Decoder.Decode] knows in a struct, as "a.b" and,
+// where b's is a list, "a[].b"; sorted.
+func Keys(of any) []string {
+	var keys []string
+	collectKeys(reflect.TypeOf(of), "", &keys)
+	slices.Sort(keys)
+	return keys
+}
+
+func collectKeys(t reflect.Type, path string, keys *[]string) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch {
+	case reflect.PointerTo(t).Implements(unmarshalerType), reflect.PointerTo(t).Implements(textType):
+	case t.Kind() == reflect.Slice:
+		collectKeys(t.Elem(), path+"[]", keys)
+	case t.Kind() == reflect.Struct:
+		for f := range t.Fields() {
+			if key := f.Tag.Get("yaml"); key != "" && key != "-" {
+				*keys = append(*keys, Key(path, key))
+				collectKeys(f.Type, Key(path, key), keys)
+			}
+		}
+	}
+}
+
 // Lines says in which line the value at a path begins. Paths look like
 // "wasm.capabilities[2]"; the document itself is "".
 type Lines map[string]int

@@ -293,3 +293,20 @@ func FuzzStrictYAML(f *testing.F) {
 		}
 	})
 }
+
+func TestKeysAreThoseThatAreKnown(t *testing.T) {
+	type inner struct {
+		B string `yaml:"b"`
+		C string
+	}
+	type outer struct {
+		A    inner             `yaml:"a"`
+		P    *inner            `yaml:"p"`
+		List []inner           `yaml:"list"`
+		Map  map[string]string `yaml:"map"`
+		No   string            `yaml:"-"`
+	}
+	if got, want := strings.Join(Keys(outer{}), " "), "a a.b list list[].b map p p.b"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

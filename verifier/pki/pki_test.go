@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/internal/testpki"
@@ -544,10 +545,23 @@ func TestTheStarterPolicyIsAccepted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ca := quick(t, o)
 			dir := t.TempDir()
-			opts := pki.PolicyOptions{Match: []string{"127.0.0.1:5000/agents/**"}, Emails: []string{"dev@example.com"}, Publishers: []string{"dev@example.com"}, Grace: "1h"}
-			path, err := ca.WriteStarter(dir, opts)
+			opts := pki.PolicyOptions{Match: []string{"127.0.0.1:5000/agents/**"}, Emails: []string{"dev@example.com"}, Publishers: []string{"dev@example.com"}, Grace: "1h", Allow: []string{"env:A"}}
+			path, capabilities, err := ca.WriteStarter(dir, opts)
 			if err != nil {
 				t.Fatal(err)
+			}
+			rules, err := policy.Load(capabilities)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := rules.Rules(policy.Subject{Agent: "a", Trust: "signed", Reference: "127.0.0.1:5000/agents/a:1"}); len(got) != 1 || len(got[0].Allow) != 1 {
+				t.Errorf("%+v", got)
+			}
+			if got := rules.Rules(policy.Subject{Agent: "a", Trust: "signed", Reference: "127.0.0.1:5000/others/a:1"}); len(got) != 0 {
+				t.Errorf("%+v", got)
+			}
+			if _, err := policy.Parse("p", pki.StarterCapabilities(pki.PolicyOptions{})); err != nil {
+				t.Error(err)
 			}
 			cfg := nodeconfig.Verify{Policy: path, Trust: filepath.Join(dir, "trust"), State: filepath.Join(dir, "state")}
 			v, err := verifier.Open(cfg, testpki.Clock)
@@ -569,7 +583,7 @@ func TestTheStarterPolicyIsAccepted(t *testing.T) {
 					}
 				}
 			}
-			if _, err := ca.WriteStarter(dir, opts); fault.ReasonOf(err) != fault.Exists {
+			if _, _, err := ca.WriteStarter(dir, opts); fault.ReasonOf(err) != fault.Exists {
 				t.Errorf("overwritten: %v", err)
 			}
 			if err := ca.WriteTrustStore(dir, "agents"); err != nil {

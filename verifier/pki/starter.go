@@ -17,6 +17,8 @@ const (
 	trustDir   = "trust"
 	issuersDir = "issuers"
 	policyFile = "policy.yaml"
+	// capabilityFile is the capability policy beside it.
+	capabilityFile = "capabilities.yaml"
 )
 
 // PolicyOptions say what a starter policy holds. The zero values of all but
@@ -34,6 +36,8 @@ type PolicyOptions struct {
 	AllowUnsignedContainers bool
 	// DenyOutside refuses ordinary images outside the scope.
 	DenyOutside bool
+	// Allow are the capabilities that signed agents of the scope may be granted.
+	Allow []string
 	// Grace is how long a revocation list counts past its end; default 0.
 	Grace string
 }
@@ -74,17 +78,53 @@ func (ca *CA) WriteTrustStore(configDir, store string) error {
 
 func issuerFile(store string) string { return filepath.Join(issuersDir, store+"-agent-ca.pem") }
 
-// WriteStarter writes the trust store and [CA.StarterPolicy] into configDir and
-// returns the policy's path. An existing policy is not overwritten.
-func (ca *CA) WriteStarter(configDir string, o PolicyOptions) (string, error) {
-	path := filepath.Join(configDir, policyFile)
-	if _, err := os.Lstat(path); err == nil {
-		return "", fault.New(fault.Exists, path, "is there already and is not overwritten")
+// WriteStarter writes the trust store, [CA.StarterPolicy] and
+// [StarterCapabilities] into configDir and returns the policies' paths. Existing
+// ones are not overwritten. The policy comes last: without it nothing is granted
+// to anybody.
+func (ca *CA) WriteStarter(configDir string, o PolicyOptions) (policy, capabilities string, err error) {
+	policy, capabilities = filepath.Join(configDir, policyFile), filepath.Join(configDir, capabilityFile)
+	for _, path := range []string{policy, capabilities} {
+		if _, err := os.Lstat(path); err == nil {
+			return "", "", fault.New(fault.Exists, path, "is there already and is not overwritten")
+		}
 	}
 	if err := ca.WriteTrustStore(configDir, o.store()); err != nil {
-		return "", err
+		return "", "", err
 	}
-	return path, createFile(path, ca.StarterPolicy(o), 0o644)
+	if err := createFile(capabilities, StarterCapabilities(o), 0o644); err != nil {
+		return "", "", err
+	}
+	return policy, capabilities, createFile(policy, ca.StarterPolicy(o), 0o644)
+}
+
+// StarterCapabilities is a capability policy with one rule for the scope of the
+// starter policy, or with none where nothing is to be allowed.
+func StarterCapabilities(o PolicyOptions) []byte {
+	var b strings.Builder
+	b.WriteString(`# What agents may do on this node, beside what their trust level gives everyone.
+# No rule grants what no manifest asks for; a denial wins wherever it stands.
+# Unknown keys are refused: mentatctl policy check FILE.
+version: 1
+`)
+	if len(o.Allow) == 0 {
+		b.WriteString(`rules: []
+# A rule looks like this:
+#  - name: web
+#    agents: ["example.*"]
+#    trust: [signed, community, verified]
+#    allow: ["network:https:api.example.com"]
+#    deny: ["network:https:api.example.com/admin"]
+`)
+		return []byte(b.String())
+	}
+	fmt.Fprintf(&b, `rules:
+  - name: %s
+    trust: [signed, community, verified]
+    scopes: %s
+    allow: %s
+`, quote(o.store()), quoteList("", o.Match), quoteList("", o.Allow))
+	return []byte(b.String())
 }
 
 // StarterPolicy is a policy that enforces one scope against this CA. It is
@@ -118,11 +158,6 @@ exempt: []
 trust:
   community: []
   publishers: %[6]s
-grants:
-  untrusted: []
-  signed: []
-  community: []
-  verified: []
 revocation:
   grace: %[7]s
   crls:

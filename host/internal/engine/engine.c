@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,13 +18,36 @@ static const size_t GUARD = (size_t)32 << 20;
 
 struct mt_memory {
   uint8_t *map, *base;
-  size_t map_size, size, capacity;
+  size_t map_size, capacity;
+  size_t size;   // what the guest has
+  size_t opened; // what is not PROT_NONE; at least size
+  size_t kept;   // in the pool, what may have pages
   mt_run *run;
+  struct mt_memory *next; // in the pool
 };
+
+// Memories that were used are kept for runs to come, up to so many and so many
+// bytes. None is used again before it is zero. What is small is overwritten and
+// keeps its pages: to get new ones costs many times as much. All else is given
+// back to the system.
+static struct {
+  pthread_mutex_t lock; // guards all of it
+  struct mt_memory *first;
+  size_t count, bytes;
+  size_t most, most_bytes;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+// What is kept of one memory.
+static const size_t OVERWRITTEN = 2 << 20;
 
 // The run that instantiates on this thread: the creator belongs to the engine
 // and is not told for whom a memory is.
 static _Thread_local mt_run *instantiating;
+
+// in_use is what all runs' memories have together.
+static _Atomic size_t in_use;
+
+size_t mt_memory_in_use(void) { return atomic_load(&in_use); }
 
 static wasmtime_error_t *refuse(mt_run *run, const char *why) {
   atomic_store(&run->refused, 1);
@@ -45,18 +69,133 @@ static wasmtime_error_t *memory_grow(void *env, size_t size) {
   size_t more = size - m->size;
   if (more > run->memory_limit - run->memory_used)
     return refuse(run, "the run's memory limit is reached");
-  if (more > 0 && mprotect(m->base + m->size, more, PROT_READ | PROT_WRITE) != 0)
-    return refuse(run, "the system has no memory left");
+  if (size > m->opened) {
+    if (mprotect(m->base + m->opened, size - m->opened, PROT_READ | PROT_WRITE) != 0)
+      return refuse(run, "the system has no memory left");
+    m->opened = size;
+  }
   m->size = size;
   run->memory_used += more;
+  atomic_fetch_add(&in_use, more);
   return NULL;
+}
+
+static void memory_unmap(struct mt_memory *m) {
+  munmap(m->map, m->map_size);
+  free(m);
+}
+
+// Zeroes a memory, keeping the pages of its first bytes; 0 if that cannot be.
+static int memory_clean(struct mt_memory *m, size_t kept) {
+  m->kept = kept;
+  memset(m->base, 0, kept);
+  return m->opened == kept || madvise(m->base + kept, m->opened - kept, MADV_DONTNEED) == 0;
+}
+
+// Takes a place for a memory in the pool; 0 if there is none. kept is how much of
+// it may keep its pages.
+static int pool_reserve(size_t opened, size_t *kept) {
+  pthread_mutex_lock(&pool.lock);
+  int room = pool.count < pool.most;
+  if (room) {
+    size_t left = pool.bytes < pool.most_bytes ? pool.most_bytes - pool.bytes : 0;
+    *kept = opened < OVERWRITTEN ? opened : OVERWRITTEN;
+    if (*kept > left)
+      *kept = 0;
+    pool.count++;
+    pool.bytes += *kept;
+  }
+  pthread_mutex_unlock(&pool.lock);
+  return room;
+}
+
+static void pool_add(struct mt_memory *m) {
+  pthread_mutex_lock(&pool.lock);
+  m->next = pool.first;
+  pool.first = m;
+  pthread_mutex_unlock(&pool.lock);
+}
+
+static void pool_forget(size_t kept) {
+  pthread_mutex_lock(&pool.lock);
+  pool.count--;
+  pool.bytes -= kept;
+  pthread_mutex_unlock(&pool.lock);
+}
+
+static struct mt_memory *pool_take(void) {
+  pthread_mutex_lock(&pool.lock);
+  struct mt_memory *m = pool.first;
+  if (m != NULL) {
+    pool.first = m->next;
+    pool.count--;
+    pool.bytes -= m->kept;
+  }
+  pthread_mutex_unlock(&pool.lock);
+  return m;
 }
 
 static void memory_free(void *env) {
   struct mt_memory *m = env;
   m->run->memory_used -= m->size;
-  munmap(m->map, m->map_size);
-  free(m);
+  atomic_fetch_sub(&in_use, m->size);
+  m->run->memory = NULL;
+  m->run = NULL;
+  m->size = 0;
+  size_t kept;
+  if (!pool_reserve(m->opened, &kept)) {
+    memory_unmap(m);
+  } else if (!memory_clean(m, kept)) {
+    pool_forget(kept);
+    memory_unmap(m);
+  } else {
+    pool_add(m);
+  }
+}
+
+// Sets how many memories and bytes of them are kept, and frees those that are
+// more.
+void mt_engine_keep(size_t memories, size_t bytes) {
+  pthread_mutex_lock(&pool.lock);
+  pool.most = memories;
+  pool.most_bytes = bytes;
+  int over = pool.count > memories || pool.bytes > bytes;
+  pthread_mutex_unlock(&pool.lock);
+  for (struct mt_memory *m; over && (m = pool_take()) != NULL;)
+    memory_unmap(m);
+}
+
+// Takes a memory out of the pool that fits and of which no more than minimum is
+// open: what a guest does not have is out of its reach.
+static struct mt_memory *memory_kept(size_t minimum, size_t map_size, size_t reserved) {
+  struct mt_memory *m = pool_take();
+  if (m == NULL)
+    return NULL;
+  if (m->map_size == map_size && m->capacity == reserved) {
+    if (m->opened <= minimum)
+      return m;
+    if (mprotect(m->base + minimum, m->opened - minimum, PROT_NONE) == 0) {
+      m->opened = minimum;
+      return m;
+    }
+  }
+  memory_unmap(m);
+  return NULL;
+}
+
+static struct mt_memory *memory_map(size_t map_size, size_t reserved, size_t guard) {
+  struct mt_memory *m = calloc(1, sizeof *m);
+  if (m == NULL)
+    return NULL;
+  m->map_size = map_size;
+  m->map = mmap(NULL, map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (m->map == MAP_FAILED) {
+    free(m);
+    return NULL;
+  }
+  m->base = m->map + guard;
+  m->capacity = reserved;
+  return m;
 }
 
 static wasmtime_error_t *memory_new(void *env, const wasm_memorytype_t *type, size_t minimum,
@@ -68,18 +207,14 @@ static wasmtime_error_t *memory_new(void *env, const wasm_memorytype_t *type, si
     return wasmtime_error_new("a memory outside of a run");
   if (minimum > reserved)
     return refuse(run, "memory is larger than its reservation");
-  struct mt_memory *m = calloc(1, sizeof *m);
+  size_t map_size = guard + reserved + guard;
+  struct mt_memory *m = memory_kept(minimum, map_size, reserved);
   if (m == NULL)
-    return refuse(run, "the system has no memory left");
-  m->map_size = guard + reserved + guard;
-  m->map = mmap(NULL, m->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (m->map == MAP_FAILED) {
-    free(m);
+    m = memory_map(map_size, reserved, guard);
+  if (m == NULL)
     return refuse(run, "no address space for a memory");
-  }
-  m->base = m->map + guard;
-  m->capacity = reserved;
   m->run = run;
+  run->memory = m;
   wasmtime_error_t *err = memory_grow(m, minimum);
   if (err != NULL) {
     memory_free(m);
@@ -187,24 +322,68 @@ static wasmtime_error_t *on_epoch(wasmtime_context_t *ctx, void *env, uint64_t *
   return NULL;
 }
 
-mt_run *mt_run_new(wasm_engine_t *engine, uintptr_t handle, size_t memory_limit,
-                   int64_t table_elements, size_t nimports) {
+static wasm_trap_t *on_call(void *, wasmtime_caller_t *, wasmtime_val_raw_t *, size_t);
+
+mt_program *mt_program_new(wasm_engine_t *engine, wasmtime_module_t *module,
+                           const wasm_importtype_vec_t *imports, int32_t abi_version) {
+  mt_program *p = calloc(1, sizeof *p);
+  if (p == NULL)
+    return NULL;
+  p->funcs = calloc(imports->size + 1, sizeof *p->funcs);
+  if (p->funcs == NULL) {
+    free(p);
+    return NULL;
+  }
+  p->engine = engine;
+  p->module = module;
+  p->imports = imports;
+  p->abi_version = abi_version;
+  for (size_t i = 0; i < imports->size; i++)
+    p->funcs[i].number = -1; // the engine's WASI
+  p->linker = wasmtime_linker_new(engine);
+  // Some of WASI's functions are the host's.
+  wasmtime_linker_allow_shadowing(p->linker, true);
+  return p;
+}
+
+wasmtime_error_t *mt_program_wasi(mt_program *p) { return wasmtime_linker_define_wasi(p->linker); }
+
+// Import i is served by the host under that number.
+wasmtime_error_t *mt_program_host(mt_program *p, size_t i, int number, int kind) {
+  const wasm_importtype_t *im = p->imports->data[i];
+  const wasm_name_t *module = wasm_importtype_module(im), *name = wasm_importtype_name(im);
+  p->funcs[i].number = number;
+  p->funcs[i].kind = kind;
+  return wasmtime_linker_define_func_unchecked(
+      p->linker, module->data, module->size, name->data, name->size,
+      wasm_externtype_as_functype_const(wasm_importtype_type(im)), on_call, &p->funcs[i], NULL);
+}
+
+// To be called when all imports are served. A linker knows a function by its name
+// alone, so that a module which imports one under two types cannot be prepared.
+wasmtime_error_t *mt_program_ready(mt_program *p, int named_twice) {
+  if (named_twice)
+    return NULL;
+  return wasmtime_linker_instantiate_pre(p->linker, p->module, &p->pre);
+}
+
+void mt_program_delete(mt_program *p) {
+  if (p->pre != NULL)
+    wasmtime_instance_pre_delete(p->pre);
+  wasmtime_linker_delete(p->linker);
+  free(p->funcs);
+  free(p);
+}
+
+mt_run *mt_run_new(const mt_program *program, uintptr_t handle, size_t memory_limit,
+                   int64_t table_elements) {
   mt_run *run = calloc(1, sizeof *run);
   if (run == NULL)
     return NULL;
-  run->funcs = calloc(nimports + 1, sizeof *run->funcs);
-  run->imports = calloc(nimports + 1, sizeof *run->imports);
-  if (run->funcs == NULL || run->imports == NULL) {
-    free(run->funcs);
-    free(run->imports);
-    free(run);
-    return NULL;
-  }
   run->handle = handle;
-  run->engine = engine;
+  run->program = program;
   run->memory_limit = memory_limit;
-  run->nimports = nimports;
-  run->store = wasmtime_store_new(engine, NULL, NULL);
+  run->store = wasmtime_store_new(program->engine, run, NULL);
   run->ctx = wasmtime_store_context(run->store);
   // Bytes of memory are counted above; one instance, one memory, two tables.
   wasmtime_store_limiter(run->store, -1, table_elements, 1, 2, 1);
@@ -214,55 +393,52 @@ mt_run *mt_run_new(wasm_engine_t *engine, uintptr_t handle, size_t memory_limit,
 }
 
 wasmtime_error_t *mt_run_wasi(mt_run *run, wasi_config_t *config) {
-  wasmtime_error_t *err = wasmtime_context_set_wasi(run->ctx, config);
-  if (err != NULL)
-    return err;
-  run->linker = wasmtime_linker_new(run->engine);
-  return wasmtime_linker_define_wasi(run->linker);
+  return wasmtime_context_set_wasi(run->ctx, config);
 }
 
 uint8_t *mt_run_memory(mt_run *run, size_t *size) {
-  *size = 0;
-  if (!run->has_memory)
-    return NULL;
-  *size = wasmtime_memory_data_size(run->ctx, &run->memory);
-  return wasmtime_memory_data(run->ctx, &run->memory);
+  // A module has one memory at most, and it is exported.
+  *size = run->memory != NULL ? run->memory->size : 0;
+  return run->memory != NULL ? run->memory->base : NULL;
+}
+
+// fast serves what needs nothing of Go: 0 leaves it to [goHostCall], as it does
+// with all that fails.
+static int fast(mt_run *run, int kind, wasmtime_val_raw_t *values) {
+  if (kind == MT_VERSION) {
+    values[0].i32 = run->program->abi_version;
+    return 1;
+  }
+  struct mt_window *w = &run->window;
+  uint32_t ptr = (uint32_t)values[1].i32, cap = (uint32_t)values[2].i32;
+  size_t n = w->end - w->pos;
+  if (kind != MT_READ || w->data == NULL || values[0].i32 != w->handle || n == 0 || cap == 0 ||
+      run->memory == NULL || (uint64_t)ptr + cap > run->memory->size)
+    return 0;
+  if (n > cap)
+    n = cap;
+  memcpy(run->memory->base + ptr, w->data + w->pos, n);
+  w->pos += n;
+  values[0].i32 = (int32_t)n;
+  return 1;
 }
 
 static wasm_trap_t *on_call(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values,
                             size_t n) {
-  struct mt_func *func = env;
-  mt_run *run = func->run;
-  run->ctx = wasmtime_caller_context(caller);
-  wasmtime_extern_t memory;
-  // A start function may call before there is an instance to ask.
-  if (!run->has_memory && wasmtime_caller_export_get(caller, "memory", 6, &memory) &&
-      memory.kind == WASMTIME_EXTERN_MEMORY) {
-    run->memory = memory.of.memory;
-    run->has_memory = 1;
-  }
+  const struct mt_func *func = env;
+  wasmtime_context_t *ctx = wasmtime_caller_context(caller);
+  mt_run *run = wasmtime_context_get_data(ctx);
+  // A run that is over gets no more of the host.
+  if (func->kind != MT_OTHER && !atomic_load_explicit(&run->stop, memory_order_relaxed) &&
+      fast(run, func->kind, values))
+    return NULL;
+  run->ctx = ctx;
   size_t size;
   uint8_t *base = mt_run_memory(run, &size);
   if (goHostCall(run->handle, func->number, values, n, base, size) == 0)
     return NULL;
   static const char text[] = "trap raised by the host";
   return wasmtime_trap_new(text, sizeof text - 1);
-}
-
-void mt_run_import_host(mt_run *run, const wasm_importtype_vec_t *imports, size_t i, int number) {
-  const wasm_externtype_t *type = wasm_importtype_type(imports->data[i]);
-  run->funcs[i].run = run;
-  run->funcs[i].number = number;
-  run->imports[i].kind = WASMTIME_EXTERN_FUNC;
-  wasmtime_func_new_unchecked(run->ctx, wasm_externtype_as_functype_const(type), on_call,
-                              &run->funcs[i], NULL, &run->imports[i].of.func);
-}
-
-int mt_run_import_wasi(mt_run *run, const wasm_importtype_vec_t *imports, size_t i) {
-  const wasm_name_t *module = wasm_importtype_module(imports->data[i]);
-  const wasm_name_t *name = wasm_importtype_name(imports->data[i]);
-  return run->linker != NULL && wasmtime_linker_get(run->linker, run->ctx, module->data, module->size,
-                                                    name->data, name->size, &run->imports[i]);
 }
 
 static char *copy(const char *data, size_t n) {
@@ -320,22 +496,45 @@ static int describe(wasm_trap_t *trap, wasmtime_error_t *err, mt_failure *out) {
   return 1;
 }
 
-int mt_run_instantiate(mt_run *run, wasmtime_module_t *module, mt_failure *failure) {
+// instantiate_each makes the instance of a module that could not be prepared, out
+// of functions of its own store.
+static wasmtime_error_t *instantiate_each(mt_run *run, wasm_trap_t **trap) {
+  const mt_program *p = run->program;
+  size_t n = p->imports->size;
+  wasmtime_extern_t *externs = calloc(n + 1, sizeof *externs);
+  if (externs == NULL)
+    return wasmtime_error_new("the system has no memory left");
+  for (size_t i = 0; i < n; i++) {
+    const wasm_importtype_t *im = p->imports->data[i];
+    const wasm_name_t *module = wasm_importtype_module(im), *name = wasm_importtype_name(im);
+    if (p->funcs[i].number >= 0) {
+      externs[i].kind = WASMTIME_EXTERN_FUNC;
+      wasmtime_func_new_unchecked(run->ctx, wasm_externtype_as_functype_const(wasm_importtype_type(im)),
+                                  on_call, &p->funcs[i], NULL, &externs[i].of.func);
+    } else if (!wasmtime_linker_get(p->linker, run->ctx, module->data, module->size, name->data,
+                                    name->size, &externs[i])) {
+      free(externs);
+      return wasmtime_error_new("the engine's WASI lacks an import");
+    }
+  }
+  wasmtime_error_t *err =
+      wasmtime_instance_new(run->ctx, p->module, externs, n, &run->instance, trap);
+  free(externs);
+  return err;
+}
+
+int mt_run_instantiate(mt_run *run, mt_failure *failure) {
   wasm_trap_t *trap = NULL;
+  const mt_program *p = run->program;
   run->ctx = wasmtime_store_context(run->store);
   instantiating = run;
-  wasmtime_error_t *err = wasmtime_instance_new(run->ctx, module, run->imports, run->nimports,
-                                                &run->instance, &trap);
+  wasmtime_error_t *err =
+      p->pre != NULL ? wasmtime_instance_pre_instantiate(p->pre, run->ctx, &run->instance, &trap)
+                     : instantiate_each(run, &trap);
   instantiating = NULL;
   run->ctx = wasmtime_store_context(run->store);
   if (describe(trap, err, failure))
     return -1;
-  wasmtime_extern_t memory;
-  if (!run->has_memory && wasmtime_instance_export_get(run->ctx, &run->instance, "memory", 6, &memory) &&
-      memory.kind == WASMTIME_EXTERN_MEMORY) {
-    run->memory = memory.of.memory;
-    run->has_memory = 1;
-  }
   return 0;
 }
 
@@ -383,17 +582,15 @@ int mt_run_global(mt_run *run, const char *name, size_t len, int64_t *value) {
 
 void mt_run_stop(mt_run *run) {
   atomic_store(&run->stop, 1);
-  wasmtime_engine_increment_epoch(run->engine);
+  wasmtime_engine_increment_epoch(run->program->engine);
 }
+
+size_t mt_run_memory_used(mt_run *run) { return run->memory_used; }
 
 int mt_run_refused(mt_run *run) { return atomic_load(&run->refused); }
 
 void mt_run_delete(mt_run *run) {
-  if (run->linker != NULL)
-    wasmtime_linker_delete(run->linker);
   wasmtime_store_delete(run->store);
-  free(run->funcs);
-  free(run->imports);
   free(run);
 }
 

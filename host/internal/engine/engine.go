@@ -7,9 +7,10 @@ package engine
 import "C"
 
 import (
+	"bytes"
 	"errors"
 	"math"
-	"runtime/cgo"
+	"slices"
 	"strings"
 	"sync"
 	"unsafe"
@@ -183,27 +184,109 @@ type Preopen struct {
 	ReadOnly    bool
 }
 
+// UseWASI in [Served.Number] is the engine's own WASI.
+const UseWASI = -1
+
+// Program is a module whose imports are resolved: what its runs share.
+type Program struct {
+	m *Module
+	p *C.mt_program
+}
+
+// Served says who serves an import: the host, by the number that [Host.Call]
+// gets, or, if it is [UseWASI], the engine's own WASI.
+type Served struct {
+	Number int
+	Kind   Kind
+}
+
+// Kind is what is served without the host where that is possible.
+type Kind int
+
+// The kinds. ServesRead needs a [Window] to read from.
+const (
+	ServesOther   Kind = C.MT_OTHER
+	ServesVersion Kind = C.MT_VERSION
+	ServesRead    Kind = C.MT_READ
+)
+
+// Prepare resolves the imports, each as served says; version is what functions of
+// kind [ServesVersion]
+// return. The module must stay open while the program lives.
+func (m *Module) Prepare(served []Served, version int32) (*Program, error) {
+	if len(served) != int(m.imports.size) {
+		return nil, errors.New("every import must be served")
+	}
+	p := &Program{m, C.mt_program_new(m.e.p, m.p, &m.imports, C.int32_t(version))}
+	if p.p == nil {
+		return nil, errors.New("out of memory")
+	}
+	if err := p.link(served); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Program) link(served []Served) error {
+	if slices.ContainsFunc(served, func(s Served) bool { return s.Number == UseWASI }) {
+		if err := C.mt_program_wasi(p.p); err != nil {
+			return failed(err)
+		}
+	}
+	for i, s := range served {
+		if s.Number == UseWASI {
+			continue
+		}
+		if err := C.mt_program_host(p.p, C.size_t(i), C.int(s.Number), C.int(s.Kind)); err != nil {
+			return failed(err)
+		}
+	}
+	if err := C.mt_program_ready(p.p, cBool(namedTwice(p.m.Imports()))); err != nil {
+		return failed(err)
+	}
+	return nil
+}
+
+// namedTwice tells whether a function is imported under two types.
+func namedTwice(imports []Import) bool {
+	first := map[[2]string]Import{}
+	for _, im := range imports {
+		name := [2]string{im.Module, im.Name}
+		other, twice := first[name]
+		if twice && (!bytes.Equal(im.Params, other.Params) || !bytes.Equal(im.Results, other.Results)) {
+			return true
+		}
+		first[name] = im
+	}
+	return false
+}
+
+// Close frees the program; its runs must be closed before.
+func (p *Program) Close() { C.mt_program_delete(p.p) }
+
+// KeepMemories sets how many memories of runs that ended are kept for others, and
+// how many bytes of them.
+func (*Engine) KeepMemories(n, bytes int) { C.mt_engine_keep(C.size_t(n), C.size_t(bytes)) }
+
 // RunConfig configures a run.
 type RunConfig struct {
 	// MemoryBytes bounds the linear memory, TableElements each table.
 	MemoryBytes   int64
 	TableElements int64
-	// Numbers has the host function's number for each import, or [UseWASI].
-	Numbers []int
-	Host    Host
+	Host          Host
 	// WASI may be nil when no import uses it.
 	WASI *WASI
 }
 
-// UseWASI links an import to the engine's own WASI.
-const UseWASI = -1
-
 // Run is one instance with a store of its own. Its methods belong to one
 // goroutine, [Run.Stop] excepted.
 type Run struct {
-	m      *Module
+	// Window shows the guest bytes.
+	Window Window
+
 	host   Host
-	handle cgo.Handle
+	slot   slot
 	panics any
 
 	mu sync.Mutex // guards p against Stop after Close
@@ -211,46 +294,32 @@ type Run struct {
 }
 
 // NewRun prepares a run; no guest code runs yet.
-func (m *Module) NewRun(c RunConfig) (*Run, error) {
-	if len(c.Numbers) != int(m.imports.size) {
-		return nil, errors.New("a number for every import is needed")
-	}
+func (p *Program) NewRun(c RunConfig) (*Run, error) {
 	if c.MemoryBytes < 0 {
 		return nil, errors.New("negative memory limit")
 	}
-	r := &Run{m: m, host: c.Host}
-	r.handle = cgo.NewHandle(r)
-	r.p = C.mt_run_new(m.e.p, C.uintptr_t(r.handle), C.size_t(c.MemoryBytes), C.int64_t(c.TableElements), m.imports.size)
+	r := &Run{host: c.Host}
+	r.Window.r = r
+	r.slot = enter(r)
+	r.p = C.mt_run_new(p.p, C.uintptr_t(r.slot), C.size_t(c.MemoryBytes), C.int64_t(c.TableElements))
 	if r.p == nil {
-		r.handle.Delete()
+		r.slot.leave()
 		return nil, errors.New("out of memory")
 	}
-	if err := r.link(c); err != nil {
+	if c.WASI == nil {
+		return r, nil
+	}
+	config, err := r.wasi(c.WASI)
+	if err == nil {
+		if werr := C.mt_run_wasi(r.p, config); werr != nil {
+			err = failed(werr)
+		}
+	}
+	if err != nil {
 		r.Close()
 		return nil, err
 	}
 	return r, nil
-}
-
-func (r *Run) link(c RunConfig) error {
-	if c.WASI != nil {
-		config, err := r.wasi(c.WASI)
-		if err != nil {
-			return err
-		}
-		if err := C.mt_run_wasi(r.p, config); err != nil {
-			return failed(err)
-		}
-	}
-	for i, number := range c.Numbers {
-		switch {
-		case number != UseWASI:
-			C.mt_run_import_host(r.p, &r.m.imports, C.size_t(i), C.int(number))
-		case C.mt_run_import_wasi(r.p, &r.m.imports, C.size_t(i)) == 0:
-			return errors.New("the engine's WASI lacks an import")
-		}
-	}
-	return nil
 }
 
 func (r *Run) wasi(w *WASI) (*C.wasi_config_t, error) {
@@ -305,7 +374,7 @@ func (r *Run) fillWASI(config *C.wasi_config_t, w *WASI) error {
 		C.wasm_byte_vec_new(&data, C.size_t(len(w.StdinData)), (*C.wasm_byte_t)(unsafe.Pointer(unsafe.SliceData(w.StdinData))))
 		C.wasi_config_set_stdin_bytes(config, &data)
 	}
-	C.mt_wasi_outputs(config, C.uintptr_t(r.handle), cBool(!w.InheritStdout), cBool(!w.InheritStderr))
+	C.mt_wasi_outputs(config, C.uintptr_t(r.slot), cBool(!w.InheritStdout), cBool(!w.InheritStderr))
 	return nil
 }
 
@@ -330,7 +399,7 @@ func preopen(config *C.wasi_config_t, p Preopen) error {
 // has one. A guest's failure is a [*Failure].
 func (r *Run) Instantiate() error {
 	var f C.mt_failure
-	code := C.mt_run_instantiate(r.p, r.m.p, &f)
+	code := C.mt_run_instantiate(r.p, &f)
 	r.rethrow()
 	if code != 0 {
 		return failure(&f)
@@ -408,13 +477,20 @@ func (r *Run) Stop() {
 // MemoryRefused reports whether the guest was ever refused memory.
 func (r *Run) MemoryRefused() bool { return C.mt_run_refused(r.p) != 0 }
 
+// MemoryBytes is the size of the guest's memory.
+func (r *Run) MemoryBytes() int64 { return int64(C.mt_run_memory_used(r.p)) }
+
+// MemoryInUse is the size of the memories of all guests of this process.
+func MemoryInUse() int64 { return int64(C.mt_memory_in_use()) }
+
 // Close frees the run.
 func (r *Run) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.Window.Hide()
 	C.mt_run_delete(r.p)
 	r.p = nil
-	r.handle.Delete()
+	r.slot.leave()
 }
 
 // Trap is the engine's code for why guest code cannot go on.
@@ -518,7 +594,7 @@ func cBool(b bool) C.int {
 
 //export goHostCall
 func goHostCall(handle C.uintptr_t, number C.int, values *C.wasmtime_val_raw_t, n C.size_t, base *C.uint8_t, size C.size_t) (trap C.int) {
-	r := cgo.Handle(handle).Value().(*Run)
+	r := slot(handle).run()
 	defer func() {
 		if p := recover(); p != nil {
 			r.panics = p
@@ -533,7 +609,7 @@ func goHostCall(handle C.uintptr_t, number C.int, values *C.wasmtime_val_raw_t, 
 
 //export goWrite
 func goWrite(handle C.uintptr_t, fd C.int, data unsafe.Pointer, n C.size_t) (wrote C.ptrdiff_t) {
-	r := cgo.Handle(handle).Value().(*Run)
+	r := slot(handle).run()
 	defer func() {
 		if p := recover(); p != nil {
 			r.panics = p

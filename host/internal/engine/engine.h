@@ -33,45 +33,73 @@ typedef struct mt_failure {
   size_t message_len;
 } mt_failure;
 
+// mt_func is one imported function that the host serves.
 struct mt_func {
-  mt_run *run;
   int number;
+  int kind; // MT_OTHER or what is served without Go
 };
 
-// mt_run is one store with one instance. Only mt_stop may be called from a
+#define MT_OTHER 0
+#define MT_VERSION 1
+#define MT_READ 2
+
+// mt_window is what is there to be read of a handle. The bytes are Go's, which
+// keeps them in their place as long as they are here; pos is moved on both sides,
+// by the thread that runs the guest.
+struct mt_window {
+  int32_t handle;
+  const uint8_t *data; // NULL when there is none
+  size_t pos, end;
+};
+
+// mt_program is what the runs of a module share: its imports, resolved once.
+typedef struct mt_program {
+  wasm_engine_t *engine;
+  wasmtime_module_t *module;
+  wasmtime_linker_t *linker;
+  wasmtime_instance_pre_t *pre; // NULL when the linker cannot tell its imports apart
+  struct mt_func *funcs;
+  const wasm_importtype_vec_t *imports;
+  int32_t abi_version;
+} mt_program;
+
+// mt_run is one store with one instance. Only mt_run_stop may be called from a
 // second thread.
 struct mt_run {
   uintptr_t handle; // the Go side's
-  wasm_engine_t *engine;
+  const mt_program *program;
   wasmtime_store_t *store;
   wasmtime_context_t *ctx;
-  wasmtime_linker_t *linker; // WASI, or NULL
   wasmtime_instance_t instance;
-  wasmtime_memory_t memory;
-  int has_memory;
-  struct mt_func *funcs;
-  wasmtime_extern_t *imports;
-  size_t nimports;
+  struct mt_memory *memory; // NULL before the instance has one
+  struct mt_window window;
   size_t memory_limit, memory_used;
   atomic_int refused; // a memory did not get the size it asked for
   atomic_int stop;
 };
 
 wasm_engine_t *mt_engine_new(size_t max_stack);
+void mt_engine_keep(size_t memories, size_t bytes);
 wasmtime_error_t *mt_compile(wasm_engine_t *, const uint8_t *, size_t, wasm_byte_vec_t *);
 void mt_import_at(const wasm_importtype_vec_t *, size_t, mt_import *);
 int mt_export_at(const wasm_exporttype_vec_t *, size_t, const char **, size_t *);
 
-mt_run *mt_run_new(wasm_engine_t *, uintptr_t handle, size_t memory_limit, int64_t table_elements,
-                   size_t nimports);
+mt_program *mt_program_new(wasm_engine_t *, wasmtime_module_t *, const wasm_importtype_vec_t *,
+                           int32_t abi_version);
+wasmtime_error_t *mt_program_wasi(mt_program *);
+wasmtime_error_t *mt_program_host(mt_program *, size_t import, int number, int kind);
+wasmtime_error_t *mt_program_ready(mt_program *, int named_twice);
+void mt_program_delete(mt_program *);
+
+mt_run *mt_run_new(const mt_program *, uintptr_t handle, size_t memory_limit, int64_t table_elements);
 wasmtime_error_t *mt_run_wasi(mt_run *, wasi_config_t *);
-void mt_run_import_host(mt_run *, const wasm_importtype_vec_t *, size_t, int number);
-int mt_run_import_wasi(mt_run *, const wasm_importtype_vec_t *, size_t);
-int mt_run_instantiate(mt_run *, wasmtime_module_t *, mt_failure *);
+int mt_run_instantiate(mt_run *, mt_failure *);
 int mt_run_call(mt_run *, const char *, size_t, const int32_t *arg, int32_t *result, mt_failure *);
 int mt_run_global(mt_run *, const char *, size_t, int64_t *);
 uint8_t *mt_run_memory(mt_run *, size_t *);
 void mt_run_stop(mt_run *);
+size_t mt_run_memory_used(mt_run *);
+size_t mt_memory_in_use(void);
 int mt_run_refused(mt_run *);
 void mt_run_delete(mt_run *);
 void mt_wasi_outputs(wasi_config_t *, uintptr_t handle, int custom_out, int custom_err);

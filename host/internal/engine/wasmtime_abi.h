@@ -32,6 +32,7 @@ typedef struct wasmtime_store wasmtime_store_t;
 typedef struct wasmtime_context wasmtime_context_t;
 typedef struct wasmtime_caller wasmtime_caller_t;
 typedef struct wasmtime_linker wasmtime_linker_t;
+typedef struct wasmtime_instance_pre wasmtime_instance_pre_t;
 typedef struct wasi_config_t wasi_config_t;
 
 typedef char wasm_byte_t;
@@ -250,6 +251,7 @@ void wasm_byte_vec_delete(wasm_byte_vec_t *);
 wasmtime_store_t *wasmtime_store_new(wasm_engine_t *, void *, void (*)(void *));
 void wasmtime_store_delete(wasmtime_store_t *);
 wasmtime_context_t *wasmtime_store_context(wasmtime_store_t *);
+void *wasmtime_context_get_data(const wasmtime_context_t *);
 void wasmtime_store_limiter(wasmtime_store_t *, int64_t, int64_t, int64_t, int64_t, int64_t);
 void wasmtime_context_set_epoch_deadline(wasmtime_context_t *, uint64_t);
 void wasmtime_store_epoch_deadline_callback(
@@ -259,6 +261,17 @@ void wasmtime_store_epoch_deadline_callback(
 wasmtime_linker_t *wasmtime_linker_new(wasm_engine_t *);
 void wasmtime_linker_delete(wasmtime_linker_t *);
 wasmtime_error_t *wasmtime_linker_define_wasi(wasmtime_linker_t *);
+void wasmtime_linker_allow_shadowing(wasmtime_linker_t *, bool);
+wasmtime_error_t *wasmtime_linker_define_func_unchecked(wasmtime_linker_t *, const char *, size_t,
+                                                        const char *, size_t, const wasm_functype_t *,
+                                                        wasmtime_func_unchecked_callback_t, void *,
+                                                        void (*)(void *));
+wasmtime_error_t *wasmtime_linker_instantiate_pre(const wasmtime_linker_t *, const wasmtime_module_t *,
+                                                  wasmtime_instance_pre_t **);
+void wasmtime_instance_pre_delete(wasmtime_instance_pre_t *);
+wasmtime_error_t *wasmtime_instance_pre_instantiate(const wasmtime_instance_pre_t *,
+                                                    wasmtime_context_t *, wasmtime_instance_t *,
+                                                    wasm_trap_t **);
 bool wasmtime_linker_get(const wasmtime_linker_t *, wasmtime_context_t *, const char *, size_t,
                          const char *, size_t, wasmtime_extern_t *);
 void wasmtime_func_new_unchecked(wasmtime_context_t *, const wasm_functype_t *,
@@ -274,9 +287,6 @@ bool wasmtime_instance_export_get(wasmtime_context_t *, const wasmtime_instance_
                                   size_t, wasmtime_extern_t *);
 void wasmtime_global_get(wasmtime_context_t *, const wasmtime_global_t *, wasmtime_val_t *);
 wasmtime_context_t *wasmtime_caller_context(wasmtime_caller_t *);
-bool wasmtime_caller_export_get(wasmtime_caller_t *, const char *, size_t, wasmtime_extern_t *);
-uint8_t *wasmtime_memory_data(const wasmtime_context_t *, const wasmtime_memory_t *);
-size_t wasmtime_memory_data_size(const wasmtime_context_t *, const wasmtime_memory_t *);
 
 // Errors and traps.
 wasmtime_error_t *wasmtime_error_new(const char *);

@@ -146,13 +146,14 @@ var attempts = map[string]func(string) error{
 	"start": func(path string) error { return exec.Command(path, "started").Run() },
 	"start-waiting": func(path string) error {
 		plugin = exec.Command(path, "waits")
+		plugin.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		return plugin.Start()
 	},
 	"end-waiting": func(string) error {
-		if err := plugin.Process.Kill(); err != nil {
-			return err
+		err := errors.Join(unix.Kill(-plugin.Process.Pid, unix.SIGKILL), plugin.Process.Kill())
+		if _, werr := plugin.Process.Wait(); err == nil {
+			err = werr
 		}
-		_, err := plugin.Process.Wait()
 		return err
 	},
 	// Until whoever started this closes its input.
@@ -190,7 +191,8 @@ var attempts = map[string]func(string) error{
 	"tgkill-parent": func(string) error {
 		return call(unix.SYS_TGKILL, uintptr(os.Getppid()), uintptr(os.Getppid()), 0)
 	},
-	"signal-itself": func(string) error { return call(unix.SYS_KILL, uintptr(os.Getpid()), 0) },
+	"signal-itself": func(string) error { return call(unix.SYS_TGKILL, uintptr(os.Getpid()), uintptr(unix.Gettid()), 0) },
+	"end-parent":    func(string) error { return call(unix.SYS_KILL, uintptr(os.Getppid()), uintptr(unix.SIGKILL)) },
 	"pidfd":         func(string) error { return descriptor(unix.SYS_PIDFD_OPEN, uintptr(os.Getpid()), 0) },
 
 	"unshare-user": func(string) error { return call(unix.SYS_UNSHARE, unix.CLONE_NEWUTS) },

@@ -74,11 +74,11 @@ func run(args []string) error {
 	if err := <-answers; err != nil {
 		return err
 	}
-	status, err := lock.Early(doc.Lock, args[4:])
+	missing, err := lock.Early(doc.Lock, args[4:])
 	if err != nil {
 		return err
 	}
-	for _, line := range status.Missing {
+	for _, line := range missing {
 		fmt.Println("missing:", line)
 	}
 	entered := false

@@ -36,6 +36,8 @@ type builtAgent struct {
 	// Outdated says that manifest.yaml shows the attestation of an earlier
 	// artifact.
 	Outdated bool `json:"attestation_outdated,omitempty"`
+	// Warnings name grants that the module's imports need and the manifest lacks.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 type builtModule struct {
@@ -85,7 +87,8 @@ A directory with a go.mod is compiled by go (GOOS=wasip1 GOARCH=wasm,
 -buildmode=c-shared), one with a Cargo.toml by cargo; else the module that
 manifest.yaml names must be there already. The module and the manifest are
 checked: an import that no host provides, a preopen, host or variable without
-its capability is an error. The same sources give the same digest.
+its capability is an error; an import that needs a capability which the manifest
+does not ask for is a warning. The same sources give the same digest.
 
 DIR/.mentat/lock.json notes what was packed; it belongs into version control.`,
 		Example: `  mentatctl build hello
@@ -100,6 +103,9 @@ DIR/.mentat/lock.json notes what was packed; it belongs into version control.`,
 				b, err := a.build(cmd.Context(), path, &o)
 				if err == nil {
 					r.Agents = append(r.Agents, *b)
+					for _, line := range b.Warnings {
+						a.printer().Note("warning: %s", line)
+					}
 				}
 				return err
 			})
@@ -183,6 +189,7 @@ func (a *app) build(ctx context.Context, path string, o *buildOptions) (*builtAg
 			return nil, err
 		}
 		b.Module = &builtModule{Path: d.ModulePath(), Digest: artifact.Module.Digest, Size: artifact.Module.Size, Entry: info.Entry}
+		b.Warnings = buildWarnings(d)
 	}
 	b.Millis = a.now().Sub(begin).Milliseconds()
 	return b, nil

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,9 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mentatlab/mentat/capability"
-	"github.com/mentatlab/mentat/cmd/mentatctl/internal/agentdir"
+	"github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
-	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/manifest/module"
@@ -49,6 +48,15 @@ type inspected struct {
 	Grant       *grantInfo        `json:"grant,omitempty"`
 	MemoryLimit int64             `json:"memory_limit,omitempty"`
 	Deadline    string            `json:"deadline,omitempty"`
+	Served      *servedInfo       `json:"served,omitempty"`
+}
+
+// servedInfo is how an agent of mode serve is served where it has the memory.
+type servedInfo struct {
+	Address     string `json:"address"`
+	Concurrency int    `json:"concurrency"`
+	Queue       int    `json:"queue"`
+	Body        int64  `json:"body"`
 }
 
 type blobInfo struct {
@@ -83,6 +91,7 @@ type signatureInfo struct {
 type grantInfo struct {
 	Trust     verifier.TrustLevel   `json:"trust"`
 	Granted   []string              `json:"granted"`
+	Holes     []hostdoc.Hole        `json:"holes,omitempty"`
 	Decisions []capability.Decision `json:"decisions"`
 }
 
@@ -123,6 +132,9 @@ func (r *inspectResult) Text(w *display.Writer) {
 			w.Field("memory", "at most %s", display.Size(im.MemoryLimit))
 		}
 		w.Field("deadline", "%s", im.Deadline)
+		if s := im.Served; s != nil {
+			w.Field("served", "on %s: %d requests at once, %d waiting, bodies up to %s", s.Address, s.Concurrency, s.Queue, display.Size(s.Body))
+		}
 		im.Grant.text(w)
 		if i == 0 {
 			w.List("drift", r.Drift)
@@ -145,15 +157,36 @@ func (g *grantInfo) text(w *display.Writer) {
 		if i == 0 {
 			name = "grant"
 		}
-		switch {
-		case d.Allowed:
-			w.Field(name, "granted  %s", d.Capability)
-		case d.Rule == capability.RuleTrust:
-			w.Field(name, "denied   %s: an untrusted agent is granted nothing", d.Capability)
-		default:
-			w.Field(name, "denied   %s: by the %s", d.Capability, d.Rule)
-		}
+		w.Field(name, "%s", decisionText(d))
 	}
+	for _, h := range g.Holes {
+		verb := "less"
+		if h.DryRun {
+			verb = "counted"
+		}
+		w.Field("", "%-8s %s, by the rule %s", verb, h.Capability, h.Rule)
+	}
+}
+
+func decisionText(d capability.Decision) string {
+	switch {
+	case !d.Allowed:
+		return fmt.Sprintf("denied   %s: %s", d.Capability, d.Reason)
+	case len(d.As) > 0:
+		return fmt.Sprintf("granted  %s of %s, by %s", strings.Join(d.As, ", "), d.Capability, ruleText(d.Rule))
+	}
+	return fmt.Sprintf("granted  %s, by %s", d.Capability, ruleText(d.Rule))
+}
+
+// ruleText names what granted something.
+func ruleText(rule string) string {
+	switch rule {
+	case capability.RuleDefault, capability.RuleTrust:
+		return "the trust level"
+	case capability.RuleOperator:
+		return "the flags of this run"
+	}
+	return "the rule " + rule
 }
 
 func formText(f oci.Form) string {
@@ -249,6 +282,7 @@ reference. inspect ends with 0 also for what the policy refuses.`,
 	}
 	trust.add(cmd)
 	trust.addRoots(cmd)
+	trust.addCapabilities(cmd)
 	f.add(cmd)
 	cmd.Flags().StringVar(&as, "as", "", "judge a local artifact as if it were published as this `REFERENCE`")
 	a.outputs(cmd)
@@ -313,11 +347,15 @@ func inspectOne(ctx context.Context, t *target, one fetchedArtifact, j *judgemen
 	}
 	im.ID, im.Version, im.Description, im.Runtime = one.Agent.ID, one.Agent.Version, one.Agent.Description, one.Agent.Runtime
 	im.MemoryLimit = one.Agent.MemoryLimit()
+	if one.Agent.Serving() {
+		s := one.Agent.Served("")
+		im.Served = &servedInfo{s.Listen, s.Concurrent, s.Queue, one.Agent.BodyLimit()}
+	}
 	if d := one.Agent.Deadline(); d > 0 {
 		im.Deadline = d.String()
 	}
 	if one.Agent.WASMAgent() || one.Module != nil {
-		im.Grant = grantOf(one.Agent, im.Verdict, j)
+		im.Grant = grantOf(one.Agent, im.Verdict, j, ref)
 	}
 	return im, nil
 }
@@ -348,116 +386,22 @@ func importNames(info *module.Info) []string {
 
 // grantOf is what an agent may do at its trust level, as far as manifest and
 // policy decide it.
-func grantOf(agent *manifest.Manifest, vd *verifier.Verdict, j *judgement) *grantInfo {
-	var policy []manifest.Capability
-	if j.Policy() != nil {
-		policy = j.Policy().Grants(vd.Trust)
-	}
-	grant := capability.Effective(capability.Request{Manifest: agent, Trust: string(vd.Trust), Policy: policy})
+func grantOf(agent *manifest.Manifest, vd *verifier.Verdict, j *judgement, ref string) *grantInfo {
+	grant := j.effective(agent, string(vd.Trust), ref)
 	// Not null in JSON, where nothing is granted or was asked for.
 	return &grantInfo{
 		Trust:     vd.Trust,
 		Granted:   grant.Capabilities(),
+		Holes:     grant.Holes,
 		Decisions: append([]capability.Decision{}, grant.Decisions...),
 	}
 }
 
-type auditResult struct {
-	display.Header
-	Agents []audited `json:"agents"`
-}
-
-type audited struct {
-	Manifest     string   `json:"manifest"`
-	ID           string   `json:"id"`
-	Version      string   `json:"version"`
-	Capabilities []string `json:"capabilities"`
-	Preopens     []string `json:"preopens"`
-	Env          []string `json:"env"`
-	// Imports is null when there is no module to look at.
-	Imports  []string          `json:"imports"`
-	Problems []display.Problem `json:"problems,omitempty"`
-}
-
-func (r *auditResult) Text(w *display.Writer) {
-	for _, ag := range r.Agents {
-		w.Line("%s %s", ag.ID, ag.Version)
-		w.Field("manifest", "%s", ag.Manifest)
-		if len(ag.Capabilities) == 0 {
-			w.Field("asks for", "nothing")
-		}
-		w.List("asks for", ag.Capabilities)
-		w.List("preopens", ag.Preopens)
-		w.List("env", ag.Env)
-		if ag.Imports == nil {
-			w.Field("imports", "unknown: there is no module")
-		} else {
-			w.Field("imports", "%s", importsText(ag.Imports))
-		}
+// effective is the grant of an agent that is given nothing yet.
+func (j *judgement) effective(agent *manifest.Manifest, trust, ref string) capability.Grant {
+	r := capability.Request{Manifest: agent, Trust: trust, Serving: j.capabilities.Serving()}
+	if agent != nil {
+		r.Rules = j.capabilities.Rules(policy.Subject{Agent: agent.ID, Trust: trust, Reference: ref})
 	}
-}
-
-func (a *app) auditCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "audit-capabilities DIR|MANIFEST...",
-		Short: "Show what agents ask for beside what their modules import",
-		Long: `Show, for each agent, the capabilities, directories and variables that its
-manifest asks for beside the functions that its module imports. Directories,
-hosts and variables without their capability are problems and end with 3.
-
-What an agent does with a capability cannot be told from its imports.`,
-		Example: `  mentatctl audit-capabilities agents/*/manifest.yaml`,
-		Args:    wantArgs(1, -1, "a directory or a manifest"),
-		RunE: func(_ *cobra.Command, args []string) error {
-			r := &auditResult{Header: display.Head("audit-capabilities"), Agents: []audited{}}
-			err := each(args, func(path string) error {
-				ag, err := audit(path)
-				if ag != nil {
-					r.Agents = append(r.Agents, *ag)
-				}
-				return err
-			})
-			if len(r.Agents) == 0 {
-				return err
-			}
-			if printErr := a.printer().Result(r); printErr != nil {
-				return printErr
-			}
-			if err != nil && a.format == display.JSON {
-				return reported{err}
-			}
-			return err
-		},
-	}
-	a.outputs(cmd)
-	return cmd
-}
-
-func audit(path string) (*audited, error) {
-	d, err := agentdir.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	ag := &audited{Manifest: d.ManifestPath(), ID: d.Manifest.ID, Version: d.Manifest.Version, Capabilities: []string{}, Preopens: []string{}, Env: []string{}}
-	for _, c := range d.Manifest.Capabilities() {
-		ag.Capabilities = append(ag.Capabilities, c.String())
-	}
-	if w := d.Manifest.WASM; w != nil && w.WASI != nil {
-		for dir, mode := range w.WASI.Preopens {
-			ag.Preopens = append(ag.Preopens, dir+": "+mode)
-		}
-		slices.Sort(ag.Preopens)
-		ag.Env = append(ag.Env, w.WASI.Env...)
-	}
-	_, info, err := d.ReadModule()
-	switch {
-	case fault.ReasonOf(err) == fault.NotFound:
-	case err != nil:
-		return nil, err
-	case info != nil:
-		ag.Imports = importNames(info)
-	}
-	err = errors.Join(d.Manifest.Lint()...)
-	ag.Problems = display.Problems(err)
-	return ag, err
+	return capability.Effective(r)
 }

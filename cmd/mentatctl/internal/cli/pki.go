@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/verifier"
@@ -416,11 +417,12 @@ func (a *app) pkiListCmd() *cobra.Command {
 
 type policyResult struct {
 	display.Header
-	Policy string `json:"policy"`
+	Policy       string `json:"policy"`
+	Capabilities string `json:"capabilities"`
 }
 
 func (r *policyResult) Text(w *display.Writer) {
-	w.Line("wrote %s and its trust store", r.Policy)
+	w.Line("wrote %s, its trust store and %s", r.Policy, r.Capabilities)
 	w.Line("it denies every agent in its scope that these identities did not sign")
 }
 
@@ -432,8 +434,10 @@ func (a *app) pkiPolicyCmd() *cobra.Command {
 		Short: "Write a policy that trusts this certificate authority",
 		Long: `Write policy.yaml, and the trust store that it names, into a directory such as
 /etc/mentat. It enforces one scope: what is published there must be signed by the
-identities given. Edit it as needed; unknown keys are refused.`,
+identities given. Beside it goes capabilities.yaml, with a rule for what --allow
+names. Edit them as needed; unknown keys are refused.`,
 		Example: `  mentatctl pki policy --scope 'registry.example.com/agents/**' --identity dev@example.com /etc/mentat
+  mentatctl pki policy --scope '*' --identity dev@example.com --allow env:LANG --allow llm:gpt-4o etc
   mentatctl verify --policy /etc/mentat/policy.yaml registry.example.com/agents/hello:0.1.0`,
 		Args: wantArgs(1, 1, "one directory"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -448,17 +452,21 @@ identities given. Edit it as needed; unknown keys are refused.`,
 			if _, err := verifier.ParsePolicy("policy", ca.StarterPolicy(o)); err != nil {
 				return fault.Wrap(err, fault.Usage, "", "these flags make no policy")
 			}
-			path, err := ca.WriteStarter(args[0], o)
+			if _, err := policy.Parse("capabilities", pki.StarterCapabilities(o)); err != nil {
+				return fault.Wrap(err, fault.Usage, "", "these flags make no capability policy")
+			}
+			path, capabilities, err := ca.WriteStarter(args[0], o)
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&policyResult{Header: display.Head("pki-policy"), Policy: path})
+			return a.printer().Result(&policyResult{Header: display.Head("pki-policy"), Policy: path, Capabilities: capabilities})
 		},
 	}
 	f.add(cmd)
 	cmd.Flags().StringArrayVar(&o.Match, "scope", nil, "enforce it for these references: `HOST/REPOSITORY`, HOST/PATH/** or *; may be repeated")
 	cmd.Flags().StringArrayVar(&o.Emails, "identity", nil, "trust this signer's `EMAIL`; may be repeated")
 	cmd.Flags().StringArrayVar(&o.Publishers, "publisher", nil, "treat what this signer's `EMAIL` signed as verified; may be repeated")
+	cmd.Flags().StringArrayVar(&o.Allow, "allow", nil, "grant this `CAPABILITY` to the scope's signed agents that ask for it; may be repeated")
 	cmd.Flags().BoolVar(&o.AllowUnsignedContainers, "allow-unsigned-containers", false, "let ordinary container images of the scope run unsigned")
 	cmd.Flags().BoolVar(&o.DenyOutside, "deny-outside", false, "refuse ordinary images outside the scope")
 	cmd.Flags().StringVar(&o.Grace, "grace", "", "how long a revocation list counts past its end, a `DURATION` like 24h")

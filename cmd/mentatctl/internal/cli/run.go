@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -35,8 +36,13 @@ type runOptions struct {
 	env      []string
 	memory   int64
 	deadline time.Duration
-	trust    trustFlags
-	remote   remoteFlags
+	// allow are granted as they are, capabilities is a policy whose rules grant
+	// what the manifest asks for, too.
+	allow        []string
+	capabilities string
+	serve        serveFlags
+	trust        trustFlags
+	remote       remoteFlags
 }
 
 func (a *app) runCmd() *cobra.Command {
@@ -49,18 +55,29 @@ reference or a bare .wasm file. A reference is judged by the policy first, as
 verify does it.
 
 Its input is a file, or stdin, or the arguments. What flags give is granted, and
-nothing else: no directory, no variable, no network of this machine.
+nothing else: no directory, no variable, no network of this machine. --capabilities
+names rules of yours, such as ~/.mentat/capabilities.yaml, that grant what the
+agent's manifest asks for, and serve it. What is on disk is yours and counts as
+verified for them; a reference has the trust level that the policy gives it. Their
+denials hold for flags, too.
+
+An agent whose manifest says "mode: serve", or any with --serve, answers HTTP
+requests instead, on this machine alone unless --listen says otherwise; Ctrl-C
+lets the requests that run finish.
 
 The agent's exit status is passed on. run itself fails with 125.`,
 		Example: `  mentatctl run hello --input input.json
   echo '{"text": "one two"}' | mentatctl run hello
   mentatctl run tool.wasm --dir ./data::/data::ro --env LANG=C -- --verbose /data/in.txt
-  mentatctl run registry.example.com/agents/hello:0.1.0 --input input.json`,
+  mentatctl run hello --allow network:https:api.example.com --capabilities ~/.mentat/capabilities.yaml
+  mentatctl run registry.example.com/agents/hello:0.1.0 --input input.json
+  mentatctl run hello --serve --listen 127.0.0.1:9000`,
 		Args: wantArgs(1, -1, "an agent's directory, a .wasm file or a reference"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.trust.check(cmd); err != nil {
 				return err
 			}
+			o.serve.said = cmd.Flags().Changed("serve")
 			if flag := changed(cmd, "policy", "config"); flag != "" && isLocal(args[0]) {
 				return fault.New(fault.Usage, args[0], "--%s judges references; what is on disk is yours to run", flag).WithHint("mentatctl verify judges a directory")
 			}
@@ -70,8 +87,11 @@ The agent's exit status is passed on. run itself fails with 125.`,
 	cmd.Flags().StringVarP(&o.input, "input", "i", "", "read the input from this `FILE`, or from stdin with -")
 	cmd.Flags().StringArrayVar(&o.dirs, "dir", nil, "give the agent a directory, as `HOST::GUEST[::ro]`; may be repeated")
 	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "give the agent a variable, as `NAME=VALUE`, or NAME to pass one on; may be repeated")
+	cmd.Flags().StringArrayVar(&o.allow, "allow", nil, "give the agent a `CAPABILITY`, whether it asks for it or not; may be repeated")
+	cmd.Flags().StringVar(&o.capabilities, "capabilities", "", "grant and serve by the capability policy in this `FILE`, too")
 	cmd.Flags().Int64Var(&o.memory, "memory", 0, "bound the agent's memory to this many `MB`")
 	cmd.Flags().DurationVar(&o.deadline, "deadline", 0, "end the agent after this `DURATION`")
+	o.serve.add(cmd)
 	o.trust.add(cmd)
 	o.remote.add(cmd)
 	a.progresses(cmd)
@@ -85,7 +105,7 @@ type runnable struct {
 	entry    string
 	name     string
 	verdict  *verifier.Verdict
-	policy   []manifest.Capability
+	own      bool          // it lies on this disk, as the one who runs it made it
 	artifact digest.Digest // "" for what is no artifact
 	ref      string
 }
@@ -114,11 +134,22 @@ func (a *app) run(ctx context.Context, name string, args []string, o *runOptions
 		return err
 	}
 	progress.Close()
-	doc, err := a.document(r, path, args, o, given)
+	grant, err := a.operatorGrant(r, o, given)
 	if err != nil {
 		return err
 	}
-	return a.exec(ctx, host, doc)
+	secrets, err := readSecrets(grant, given)
+	if err != nil {
+		return err
+	}
+	doc, err := a.document(r, path, args, o, grant)
+	if err != nil {
+		return err
+	}
+	if o.serve.wanted(r.agent) {
+		return a.serve(ctx, host, doc, secrets, r.agent, o, args)
+	}
+	return a.exec(ctx, host, doc, secrets)
 }
 
 // given are the grants of the one who runs the agent.
@@ -241,9 +272,6 @@ func (a *app) judged(ctx context.Context, t *target, artifact *oci.Artifact, fla
 		return nil, err
 	}
 	r.artifact, r.verdict, r.ref = artifact.Digest, vd, t.reference
-	if j.Policy() != nil {
-		r.policy = j.Policy().Grants(vd.Trust)
-	}
 	return r, nil
 }
 
@@ -281,7 +309,7 @@ func cachedModule(ctx context.Context, from oci.Fetcher, desc ocispec.Descriptor
 // localVerifier trusts nobody, whatever the policy says.
 func (a *app) localVerifier(context.Context, *trustFlags) (*judgement, error) {
 	v, err := verifier.New(verifier.Config{Clock: a.now})
-	return &judgement{v, ""}, err
+	return &judgement{Verifier: v}, err
 }
 
 func isLayout(name string) bool {
@@ -295,7 +323,7 @@ func bare(path string) (*runnable, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &runnable{data: data, entry: info.Entry, name: filepath.Base(path), verdict: unsigned()}, nil
+	return &runnable{data: data, entry: info.Entry, name: filepath.Base(path), verdict: unsigned(), own: true}, nil
 }
 
 // own is an agent's directory: its module as it lies there.
@@ -314,7 +342,7 @@ func (a *app) own(name string) (*runnable, error) {
 	if err != nil {
 		return nil, withHint(err, fault.NotFound, "mentatctl build "+d.Path)
 	}
-	return &runnable{agent: d.Manifest, data: data, entry: info.Entry, name: filepath.Base(d.ModulePath()), verdict: unsigned()}, nil
+	return &runnable{agent: d.Manifest, data: data, entry: info.Entry, name: filepath.Base(d.ModulePath()), verdict: unsigned(), own: true}, nil
 }
 
 // fromBytes is a module from an artifact.
@@ -357,24 +385,26 @@ func compile(ctx context.Context, host string, r *runnable, p *display.Progress)
 }
 
 // document describes the run.
-func (a *app) document(r *runnable, path string, args []string, o *runOptions, given capability.Given) (*hostdoc.Document, error) {
-	grant := capability.Effective(capability.Request{
-		Manifest: r.agent, Trust: string(r.verdict.Trust), Policy: r.policy, Given: given, Operator: true,
-	})
+func (a *app) document(r *runnable, path string, args []string, o *runOptions, grant *capability.Grant) (*hostdoc.Document, error) {
 	doc := &hostdoc.Document{
-		Agent:     hostdoc.Agent{ID: r.name, Reference: r.ref, Module: digest.FromBytes(r.data).String(), Manifest: r.artifact.String(), Trust: string(r.verdict.Trust)},
-		Instance:  "run-" + a.now().UTC().Format("20060102T150405.000"),
-		Entry:     r.entry,
-		Module:    path,
-		Args:      append([]string{r.name}, args...),
-		Env:       grant.Env,
-		Preopens:  grant.Preopens,
-		Config:    grant.Config,
-		Grants:    grant.Grants,
-		Denials:   grant.Denials(),
-		Limits:    hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
-		LogFormat: "json",
-		Notices:   grant.Withheld,
+		Agent:      hostdoc.Agent{ID: r.name, Reference: r.ref, Module: digest.FromBytes(r.data).String(), Manifest: r.artifact.String(), Trust: string(r.verdict.Trust)},
+		Instance:   "run-" + a.now().UTC().Format("20060102T150405.000"),
+		Entry:      r.entry,
+		Module:     path,
+		Args:       append([]string{r.name}, args...),
+		Env:        grant.Env,
+		Preopens:   grant.Preopens,
+		Config:     grant.Config,
+		Grants:     grant.Grants,
+		Denials:    grant.Denials(),
+		Holes:      grant.Holes,
+		Network:    grant.Network,
+		LLM:        grant.LLM,
+		Media:      grant.Media,
+		Extensions: grant.Extensions,
+		Limits:     hostdoc.Limits{MemoryBytes: limits.DefaultGuestMemory, InputBytes: limits.InputBytes, OutputBytes: limits.OutputBytes},
+		LogFormat:  "json",
+		Notices:    grant.Withheld,
 	}
 	if display.IsTerminal(a.stderr) {
 		doc.LogFormat = "text"
@@ -444,39 +474,34 @@ func inputError(name string, err error) error {
 	return fault.Wrap(err, fault.Usage, name, "cannot read the input")
 }
 
-// lock makes the host lock itself into what the document names: without a
-// container these are the walls. The host follows no link on the way to a path,
-// so all of them are resolved first.
-func lock(doc *hostdoc.Document, path *string) error {
-	for _, p := range []*string{path, &doc.Module, &doc.Input.Path} {
-		if *p == "" {
-			continue
-		}
-		// The last part of the document's own path is still to be made.
-		dir, name := *p, ""
-		if p == path {
-			dir, name = filepath.Split(*p)
-		}
-		resolved, err := filepath.EvalSymlinks(dir)
-		if err != nil {
-			return fault.Wrap(err, fault.Usage, *p, "cannot resolve the path").
-				WithHint("a descriptor like /dev/stdin is no file: pipe the input in")
-		}
-		*p = filepath.Join(resolved, name)
-	}
-	doc.Lock = doc.LeastLock(*path)
-	return nil
-}
-
 // exec runs mentat-host and returns the agent's status as an [agentExit].
-func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document) error {
+func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document, secrets hostdoc.Secrets, files ...*os.File) error {
+	if doc.Connects() {
+		var err error
+		if host, err = netHost(host); err != nil {
+			return err
+		}
+	}
 	dir, err := os.MkdirTemp("", "mentat-run-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		dir, err = filepath.EvalSymlinks(dir)
+	}
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "", "cannot make a directory for the run")
 	}
-	defer os.RemoveAll(dir)
+	if len(secrets) > 0 {
+		doc.SecretsFile = filepath.Join(dir, "secrets.json")
+		values, err := json.Marshal(secrets)
+		if err == nil {
+			err = agentdir.WriteFile(doc.SecretsFile, values, 0o400)
+		}
+		if err != nil {
+			return fault.Wrap(err, fault.Internal, "", "cannot pass the secrets to the host")
+		}
+	}
 	path := filepath.Join(dir, "host.json")
-	if err := lock(doc, &path); err != nil {
+	if err := lock(doc, path); err != nil {
 		return err
 	}
 	data, err := doc.Marshal()
@@ -489,6 +514,7 @@ func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document) erro
 	words := hostdoc.Command(host, path, doc.Lock)
 	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
+	cmd.ExtraFiles = files
 	// The host gets no variable of this environment: what the guest sees stands
 	// in the document, and GODEBUG and the like would change the host itself.
 	cmd.Env = []string{}

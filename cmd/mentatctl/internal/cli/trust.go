@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/keyfile"
 	"github.com/mentatlab/mentat/internal/fault"
@@ -32,6 +33,9 @@ type trustFlags struct {
 	roots      []string
 	crls       []string
 	identities []string
+	// capabilities is a capability policy; empty is the one of the node or beside
+	// the policy.
+	capabilities string
 }
 
 func (f *trustFlags) add(cmd *cobra.Command) {
@@ -60,11 +64,52 @@ func (f *trustFlags) check(cmd *cobra.Command) error {
 	return nil
 }
 
+// addCapabilities adds the flag of commands that tell what an agent may do.
+func (f *trustFlags) addCapabilities(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.capabilities, "capabilities", "", "grant by the capability policy in this `FILE` (default: the node's, or capabilities.yaml beside --policy)")
+}
+
 // judgement is a verifier and by what it judges.
 type judgement struct {
 	*verifier.Verifier
-	by string
+	by           string
+	capabilities *policy.Policy
 }
+
+// judgement puts a verifier together with the capability policy that goes with
+// it.
+func (f *trustFlags) judgement(v *verifier.Verifier, by string, cfg nodeconfig.Capability) (*judgement, error) {
+	if f.capabilities != "" {
+		cfg.Policy = f.capabilities
+	}
+	rules, err := policy.Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &judgement{v, by, rules}, nil
+}
+
+// beside is a node's capability configuration with the policy beside another
+// one, if there is one.
+func beside(path string) (nodeconfig.Capability, error) {
+	cfg := nodeconfig.Capability{Media: nodeMedia}
+	name := filepath.Join(filepath.Dir(path), capabilitiesName)
+	there, err := policy.Exists(name)
+	if err != nil {
+		return cfg, fault.Wrap(err, fault.PolicyInvalid, name, "cannot tell whether there is such a policy")
+	}
+	if there {
+		cfg.Policy = name
+	}
+	return cfg, nil
+}
+
+const (
+	// capabilitiesName is the capability policy's name beside a policy.
+	capabilitiesName = "capabilities.yaml"
+	// nodeMedia stands for a node's media store where no node is known.
+	nodeMedia = "/var/lib/mentat/media"
+)
 
 // verifier opens what the flags name. Without any it is the node's policy, and
 // developer mode where there is none.
@@ -82,7 +127,14 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 			return nil, err
 		}
 		v, err := a.policyVerifier(ctx, nodeconfig.Verify{Policy: f.policy, Trust: trust, State: state})
-		return &judgement{v, "policy " + f.policy}, err
+		if err != nil {
+			return nil, err
+		}
+		cfg, err := beside(f.policy)
+		if err != nil {
+			return nil, err
+		}
+		return f.judgement(v, "policy "+f.policy, cfg)
 	}
 	cfg, err := nodeconfig.Load(f.config)
 	if err != nil {
@@ -90,7 +142,10 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 	}
 	if cfg.Verify.Policy == "" {
 		v, err := verifier.Open(cfg.Verify, a.now)
-		return &judgement{v, ""}, err
+		if err != nil {
+			return nil, err
+		}
+		return f.judgement(v, "", cfg.Capability)
 	}
 	if !writable(cfg.Verify.State) {
 		// The node's own state belongs to root; revocation lists are then fetched
@@ -100,7 +155,10 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 		}
 	}
 	v, err := a.policyVerifier(ctx, cfg.Verify)
-	return &judgement{v, "policy " + cfg.Verify.Policy}, err
+	if err != nil {
+		return nil, err
+	}
+	return f.judgement(v, "policy "+cfg.Verify.Policy, cfg.Capability)
 }
 
 func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verifier.Verifier, error) {
@@ -161,13 +219,16 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, err := verifier.ParsePolicy("the command line", rootsPolicy(f.identities))
+	trust, err := verifier.ParsePolicy("the command line", rootsPolicy(f.identities))
 	if err != nil {
 		return nil, err
 	}
 	source := &crlFiles{app: a, paths: crls}
-	v, err := verifier.New(verifier.Config{Policy: policy, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Clock: a.now})
-	return &judgement{v, by}, err
+	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Clock: a.now})
+	if err != nil {
+		return nil, err
+	}
+	return f.judgement(v, by, nodeconfig.Capability{Media: nodeMedia})
 }
 
 func rootsPolicy(identities []string) []byte {
