@@ -2,11 +2,13 @@ package integration
 
 import (
 	"encoding/json"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -39,7 +41,9 @@ func (w *world) hostIs(binary, more string) {
 	if !strings.Contains(string(data), old) {
 		w.t.Fatalf("%s does not name %s", w.ConfigFile(), old)
 	}
-	if err := os.WriteFile(w.ConfigFile(), []byte(strings.Replace(string(data), old, binary, 1)+more), 0o600); err != nil {
+	quoted := strconv.Quote(old)
+	text := strings.Replace(string(data), quoted, strconv.Quote(binary)+"\nnet_binary = "+strconv.Quote(binary), 1)
+	if err := os.WriteFile(w.ConfigFile(), []byte(text+more), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -70,7 +74,7 @@ type inside struct {
 func newInside(t *testing.T, probe string) *inside {
 	t.Helper()
 	in := &inside{guarded: newGuarded(t), data: t.TempDir(), vols: t.TempDir()}
-	in.policy("grants: {signed: [\"filesystem:read:/data\", \"filesystem:read-write:/vols\", \"env:GREETING\"]}\n")
+	in.grants("  - {name: boxed, allow: [\"filesystem:read:/data\", \"filesystem:read-write:/vols\", \"env:GREETING\"]}\n")
 	in.hostIs(program(t, probe), "")
 	in.ref = in.signedAgent("boxed", boxedIn)
 	secret := t.TempDir()
@@ -363,6 +367,66 @@ func TestTheHostsLockInAContainer(t *testing.T) {
 			for _, try := range []string{"exec", "old-thread:fork", "map-executable", "kill-parent", "unshare-user", "trace"} {
 				if _, got := sub.saying(flags, try); got.code != 159 || got.stdout != "" {
 					t.Errorf("%s: status %d, stdout %q, stderr %q", try, got.code, got.stdout, got.stderr)
+				}
+			}
+		})
+	}
+}
+
+// TestTheNetworksModeFromInside asks from inside what each mode of the network,
+// said by manifest or node, leaves of an agent's granted network: the container
+// has the node's.
+func TestTheNetworksModeFromInside(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	connect := "connect:" + listener.Addr().String()
+	all := map[string]string{connect: "ok", "tcp6": "ok", "udp": "ok", "bind": "EPERM", "raw": "EPERM", "unix": "EPERM", "netlink": "EPERM", "packet": "EPERM"}
+	none := map[string]string{connect: "EPERM", "tcp6": "EPERM", "udp": "EPERM", "bind": "EPERM", "unix": "EPERM"}
+	g := newGuarded(t)
+	g.grants("  - {name: web, allow: [\"network:https:example.com\"]}\n")
+	probe := program(t, "../host/lock/probe")
+	g.hostIs(probe, "")
+	before, err := os.ReadFile(g.ConfigFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		manifest, node string
+		grant          bool
+		want           map[string]string
+	}{
+		"nobody says anything": {"", "", true, all},
+		"restricted":           {"network: {mode: restricted}", "", true, all},
+		"full":                 {"network: {mode: full}", "", true, all},
+		"none":                 {"network: {mode: none}", "", true, none},
+		"none, by the node":    {"network: {mode: full}", "none", true, none},
+		"nothing granted":      {"network: {mode: full}", "", false, none},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g.t = t
+			node := ""
+			if c.node != "" {
+				node = "\n[sandbox]\nnetwork = \"" + c.node + "\"\n"
+			}
+			if err := os.WriteFile(g.ConfigFile(), slices.Concat(before, []byte(node)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			more := "wasm: {capabilities: [\"network:https:example.com\"]}\n"
+			if !c.grant {
+				more = "wasm: {capabilities: [\"network:https:example.org\"]}\n"
+			}
+			if c.manifest != "" {
+				more += "sandbox: {" + c.manifest + "}\n"
+			}
+			in := &inside{guarded: g, ref: g.signedAgent("web", more)}
+			tries := slices.Sorted(maps.Keys(c.want))
+			_, got := in.saying([]string{"--net-host"}, tries...)
+			for _, try := range tries {
+				if !strings.Contains(got.stdout, try+": "+c.want[try]+"\n") {
+					t.Errorf("%s is not %s: status %d, stdout %q, stderr %q", try, c.want[try], got.code, got.stdout, got.stderr)
 				}
 			}
 		})
