@@ -13,6 +13,7 @@ import (
 
 	"github.com/mentatlab/mentat/capability"
 	"github.com/mentatlab/mentat/internal/hostdoc"
+	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest"
 )
 
@@ -240,13 +241,22 @@ func kernelMount(m specs.Mount) specs.Mount {
 	return restricted(m, "nosuid", "noexec", "nodev")
 }
 
+// A temporary directory holds as many files as there are shares of its size, and
+// no fewer than this.
+const (
+	fileShare  = 16 * limits.KiB
+	leastFiles = 64
+)
+
 // tempDirs are the granted temporary directories, each with its size.
 func (r *wasmRun) tempDirs() []specs.Mount {
 	var mounts []specs.Mount
 	for _, at := range slices.Sorted(maps.Keys(r.grant.TempDirs)) {
+		size := r.grant.TempDirs[at]
 		mounts = append(mounts, specs.Mount{
 			Type: "tmpfs", Source: "tmpfs", Destination: at,
-			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", r.grant.TempDirs[at])},
+			// A file costs the container memory that its size does not show.
+			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", size), fmt.Sprintf("nr_inodes=%d", max(leastFiles, size/fileShare))},
 		})
 	}
 	return mounts

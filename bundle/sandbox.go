@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -217,18 +218,53 @@ func ownNamespaces(given []specs.LinuxNamespace) []specs.LinuxNamespace {
 }
 
 // Default is one row of what an agent is held to when nobody says anything, and
-// of who can say something. The tighter holds.
+// of who can say something. Of what several say the tighter holds.
 type Default struct {
 	// What is bounded.
 	What string
-	// Manifest and Node are keys of manifest.yaml and config.toml, Container says
-	// how a pod or a flag bounds it; "" where there is none.
+	// Manifest is a key of manifest.yaml, Node of config.toml, Container says how a
+	// pod or a flag bounds it; "" where there is none.
 	Manifest, Container, Node string
 	// Value is the default.
 	Value string
-	// Wall says what holds it, and Ends what becomes of who goes beyond.
-	Wall, Ends string
-	// Test is the end-to-end test that fails without the wall, as
-	// TestName/subtest.
+	// Wall says what holds it, and Beyond what becomes of who goes on.
+	Wall, Beyond string
+	// Test is the end-to-end test that fails without the wall, as Name/subtest.
 	Test string
+}
+
+// inMiB writes a number of bytes.
+func inMiB(n int64) string { return fmt.Sprintf("%d MiB", n/limits.MiB) }
+
+const inContainer, inEscapes = "TestAnAgentsContainerFromInside/", "TestNoGuestEscapes/"
+
+// Defaults is the whole sandbox, key by key.
+var Defaults = []Default{
+	{"namespaces of processes, mounts, IPC, names and cgroups", "sandbox.process.namespace", "", "", "its own, always", "the kernel", "sees and reaches no other process", inContainer + "namespaces"},
+	{"system calls", "sandbox.process.seccomp", "its own profile, as well", "", "the host's filter, always", "the host's lock", "an error, or the end of the run", "TestTheHostsLockInAContainer"},
+	{"new privileges", "sandbox.process.no_new_privs", "", "", "none, always", "the kernel", "set-uid has no effect", inContainer + "no_new_privs"},
+	{"capabilities of the kernel", "", "", "", "none, always", "the kernel", "refused", inContainer + "capabilities"},
+	{"environment of the host", "", "", "", "empty, always", "the bundle", "", inContainer + "environment"},
+	{"descriptors given to the host", "", "", "", "the three streams", "the bundle", "", inContainer + "descriptors"},
+	{"devices", "", "", "", "null, zero, full, random, urandom, tty", "the bundle, the cgroup", "refused", inContainer + "devices"},
+	{"root file system", "sandbox.filesystem.readonly_root", "", "", "empty and read-only, always", "mounts, the host's lock", "refused", inContainer + "readonly_root"},
+	{"temporary directories", "sandbox.filesystem.temp_dirs", "", "sandbox.temp_dirs_mb", "none", "a tmpfs each, with a bound on bytes and on files", "no space left", inContainer + "temp_dirs"},
+	{"granted directories", "sandbox.filesystem.preopens", "a volume's own mode", "", "none", "a mount each, the host's lock, the engine", "refused", inContainer + "preopens"},
+	{"mode of the network", "sandbox.network.mode", "", "sandbox.network", "what is granted; none without a grant", "the host's lock", "no socket can be opened", "TestTheNetworksModeFromInside"},
+	{"hosts", "sandbox.network.allowed_hosts", "", "", "those of the grants", "the host's client", "denied", "TestHostsAndPortsFromInside/hosts"},
+	{"ports", "sandbox.network.blocked_ports", "", "", "those of the grants", "the host's client", "denied", "TestHostsAndPortsFromInside/ports"},
+	{"memory of the guest", "sandbox.resources.memory_limit", "its limit, less what the host needs", "sandbox.memory_mb", inMiB(limits.DefaultGuestMemory), "the engine", "out of memory, status 122", inEscapes + "memory"},
+	{"memory of guest and host", "", "its limit", "", "the guest's + max(16 MiB, 10 %) + temporary directories", "the cgroup", "killed, status 137", inContainer + "memory_limit"},
+	{"processor time a second", "sandbox.resources.cpu_quota", "its quota", "sandbox.cpu_quota_ms", "no bound", "the cgroup", "waits", inContainer + "cpu_quota"},
+	{"processor time of a run", "sandbox.resources.cpu_time", "", "sandbox.cpu_seconds", "no bound", "the thread's clock", "ended, status 121, cpu-time", inEscapes + "busy-processor"},
+	{"wall time of a run", "wasm.deadline", "", "sandbox.deadline_seconds", "no bound; 5 min for a request that is served", "the engine's epochs", "ended, status 121, deadline", inEscapes + "busy"},
+	{"open files", "sandbox.resources.file_descriptors", "", "sandbox.open_files", fmt.Sprint(limits.OpenFiles), "RLIMIT_NOFILE", "an error", inContainer + "file_descriptors"},
+	{"processes", "sandbox.resources.process_count", "", "", "1, always", "the host's lock", "status 159", "TestARunningHostIsHeldOnEveryThread"},
+	{"threads", "", "a limit under that is refused", "", fmt.Sprintf("%d + those of plugins and of further requests", limits.HostThreads), "the cgroup", "an error", inContainer + "process_count"},
+	{"core dumps", "", "", "", "none, always", "RLIMIT_CORE, not dumpable", "", inContainer + "core dumps"},
+	{"call stack", "", "", "", inMiB(limits.GuestStackBytes), "the engine", "trap, status 120", inEscapes + "recursion"},
+	{"tables", "", "", "", fmt.Sprintf("2 of %d elements", limits.TableElements), "the engine", "they do not grow", inEscapes + "table-grown"},
+	{"handles", "", "", "", fmt.Sprint(limits.Handles), "the host", "LIMIT", inEscapes + "handles"},
+	{"output of a run", "", "", "", inMiB(limits.OutputBytes), "the host", "ended, status 124, resource-limit", inEscapes + "output-flood"},
+	{"log lines", "", "", "", fmt.Sprintf("%s at once, then %s a second", inMiB(limits.LogBurstBytes), inMiB(limits.LogBytesPerSecond)), "the host", "dropped and counted", inEscapes + "log-flood"},
 }

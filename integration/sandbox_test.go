@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net"
 	"os"
@@ -164,7 +165,7 @@ func TestAnAgentsContainerFromInside(t *testing.T) {
 	}
 	defer listener.Close()
 	answers, got := in.does(in.flags,
-		"facts", "processes", "files", "tasks", "fill:/tmp", "spin:1000", "touch:16", "raise", "become:1", "mount:/tmp", "remount:/data", "kill:2",
+		"facts", "processes", "files", "tasks", "fill:/tmp", "litter:/tmp", "spin:1000", "touch:16", "raise", "become:1", "mount:/tmp", "remount:/data", "kill:2",
 		"create:/new", "create:/dev/new", "create:/data/new", "write:/data/file", "create:/vols/new", "create:/tmp/new", "create:/run/mentat/new",
 		"write:/run/mentat/host.json", "write:/run/mentat/module.cwasm", "write:/run/mentat/host", "create:/run/mentat/state/new", "write:/proc/sys/kernel/core_pattern",
 		"list:/", "list:/dev", "list:/secret", "device:/vols/null", "device:/dev/x", "chown:/vols/file", "read:/proc/kcore", "read:/proc/keys", "write:/proc/sysrq-trigger",
@@ -274,6 +275,8 @@ func TestAnAgentsContainerFromInside(t *testing.T) {
 	})
 	t.Run("temp_dirs", func(t *testing.T) {
 		stops(t, "fill:/tmp", "ENOSPC", 3<<20, 3<<20)
+		// One of them is the directory itself.
+		stops(t, "litter:/tmp", "ENOSPC", 3<<20/(16<<10)-1, 3<<20/(16<<10))
 		says(t, "ok", "create:/tmp/new")
 	})
 	t.Run("devices", func(t *testing.T) {
@@ -427,6 +430,42 @@ func TestTheNetworksModeFromInside(t *testing.T) {
 			for _, try := range tries {
 				if !strings.Contains(got.stdout, try+": "+c.want[try]+"\n") {
 					t.Errorf("%s is not %s: status %d, stdout %q, stderr %q", try, c.want[try], got.code, got.stdout, got.stderr)
+				}
+			}
+		})
+	}
+}
+
+// TestHostsAndPortsFromInside asks from inside what sandbox.network leaves of
+// what is granted.
+func TestHostsAndPortsFromInside(t *testing.T) {
+	g := newGuarded(t)
+	g.grants("  - {name: web, allow: [\"network:http:*.example.com\", \"network:http:*.example.com:81\"]}\n")
+	module := escape{name: "testdata/asks/main.go"}.module(t)
+	asked := []string{"network:http:a.example.com", "network:http:b.example.com", "network:http:a.example.com:81"}
+	const asks = "wasm: {capabilities: [\"network:http:*.example.com\", \"network:http:*.example.com:81\"]}\n"
+	for i, c := range []struct {
+		what, manifest string
+		granted        []bool
+	}{
+		{"nothing more", "", []bool{true, true, true}},
+		{"hosts", "sandbox: {network: {allowed_hosts: [a.example.com]}}\n", []bool{true, false, true}},
+		{"ports", "sandbox: {network: {blocked_ports: [81]}}\n", []bool{true, true, false}},
+		{"the scheme's own port", "sandbox: {network: {blocked_ports: [80]}}\n", []bool{false, false, true}},
+		{"both", "sandbox: {network: {allowed_hosts: [b.example.com], blocked_ports: [81]}}\n", []bool{false, true, false}},
+		{"no host", "sandbox: {network: {allowed_hosts: []}}\n", []bool{false, false, false}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			g.t = t
+			ref := g.signedAgentOf(fmt.Sprint("asks", i), module, asks+c.manifest)
+			got := g.run("", slices.Concat([]string{ref, g.id(), "/agent.wasm"}, asked)...)
+			for j, name := range asked {
+				want := name + " refused -2\n"
+				if c.granted[j] {
+					want = name + " granted\n"
+				}
+				if !strings.Contains(got.stdout, want) {
+					t.Errorf("want %q: status %d, stdout %q, stderr %q", want, got.code, got.stdout, got.stderr)
 				}
 			}
 		})

@@ -97,13 +97,15 @@ static int add(int ruleset, uint64_t handled, int fd, uint64_t rights) {
 
 // allow opens one path without following a link: one grant's place can lie in
 // another's, where guests make links.
-static void allow(int ruleset, uint64_t handled, const char *path, uint64_t rights) {
+static int allow(int ruleset, uint64_t handled, const char *path, uint64_t rights) {
   struct how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_LINKS};
   int fd = (int)syscall(OPENAT2, AT_FDCWD, path, &how, sizeof how);
-  if (add(ruleset, handled, fd, rights) != 0)
-    fail(path);
+  int result = add(ruleset, handled, fd, rights);
+  int err = errno;
   if (fd >= 0)
     close(fd);
+  errno = err;
+  return result;
 }
 
 // allow_kernel_file lets a file of the kernel's be read that this process can do
@@ -160,9 +162,11 @@ static void enter_landlock(char **rules) {
   for (char **r = rules; *r != NULL; r++) {
     const char *path = NULL;
     uint64_t rights = rights_of(*r, &path);
-    if (rights != 0)
-      allow(ruleset, attr.handled_fs, path, rights);
+    if (rights != 0 && allow(ruleset, attr.handled_fs, path, rights) != 0)
+      fail(path);
   }
+  // Go opens it in the place of a stream that is closed; where it is not there, or
+  // is a link, that fails.
   allow(ruleset, attr.handled_fs, "/dev/null", FS_READ_FILE | FS_WRITE_FILE);
   // The C library reads the main thread's map of memory when Go starts, Go how
   // many connections may wait when it listens.

@@ -131,11 +131,12 @@ var tries = map[string]func(string) any{
 		}
 		return answer(err)
 	},
-	"files": files,
-	"tasks": tasks,
-	"fill":  fill,
-	"spin":  spin,
-	"touch": touch,
+	"files":  files,
+	"tasks":  tasks,
+	"fill":   fill,
+	"litter": litter,
+	"spin":   spin,
+	"touch":  touch,
 }
 
 // raise asks for more open files than the hard limit is.
@@ -231,6 +232,25 @@ func fill(dir string) any {
 			c.Answer = answer(err)
 			break
 		}
+	}
+	return c
+}
+
+// litter makes empty files in a directory until that fails.
+func litter(dir string) any {
+	c := count{Answer: "no end"}
+	var made []string
+	for c.N < mostFiles {
+		name := fmt.Sprintf("%s/empty-%d", dir, c.N)
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			c.Answer = answer(err)
+			break
+		}
+		made = append(made, name)
+		c.N++
+	}
+	for _, name := range made {
+		_ = os.Remove(name)
 	}
 	return c
 }
