@@ -2,6 +2,7 @@ package docs
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -14,10 +15,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mentatlab/mentat/capability/audit"
+	"github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/host/serve"
 	"github.com/mentatlab/mentat/internal/arch"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
+	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/manifest/module"
@@ -239,11 +243,132 @@ func TestABIPageHasEveryFunctionWithItsSignatures(t *testing.T) {
 	}
 }
 
+func TestLimitsOfTheABIAreTheCodes(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| what | at most |\n|---|---|\n")
+	for _, row := range []struct {
+		what string
+		most int64
+		unit string
+	}{
+		{"a module", limits.ModuleBytes, "bytes"},
+		{"the input of a run", limits.InputBytes, "bytes"},
+		{"the output of a run, streams included", limits.OutputBytes, "bytes"},
+		{"open handles of a run, the input's included", limits.Handles, ""},
+		{"the guest's call stack", limits.GuestStackBytes, "bytes"},
+		{"elements of a table", limits.TableElements, ""},
+		{"a message of `set_error`", limits.ErrorMessageBytes, "bytes"},
+		{"a line of the log; what is longer is cut, and says so", limits.LogLineBytes, "bytes"},
+		{"logged at once", limits.LogBurstBytes, "bytes"},
+		{"logged in the long run", limits.LogBytesPerSecond, "bytes a second"},
+		{"the id of a stream", limits.StreamIDBytes, "bytes"},
+		{"the data of one event of a framed output", limits.ChunkBytes, "bytes"},
+		{"the type of an object", limits.MediaTypeBytes, "bytes"},
+		{"arguments of `request_capability`", limits.CapabilityArgsBytes, "bytes"},
+		{"the name of an operation", limits.OperationBytes, "bytes"},
+		{"the head of a request", limits.RequestHeadBytes, "bytes"},
+		{"the bodies of the requests that are on their way", limits.RequestBytes, "bytes"},
+		{"the head of an answer", limits.ResponseHeadBytes, "bytes"},
+		{"calls of a run that go on at once", limits.Calls, ""},
+		{"entries of a directory that is listed", limits.ListEntries, ""},
+		{"names of an agent's metrics", limits.MetricNames, ""},
+		{"combinations of a metric's name and attributes", limits.MetricSeries, ""},
+		{"the name of a metric or attribute", limits.MetricNameBytes, "bytes"},
+		{"attributes of a measurement", limits.MetricAttributes, ""},
+		{"the attributes' JSON", limits.MetricAttributesBytes, "bytes"},
+		{"the value of an attribute", limits.MetricValueBytes, "bytes"},
+	} {
+		fmt.Fprintf(&b, "| %s | %s |\n", row.what, strings.TrimSpace(amount(row.most, row.unit)))
+	}
+	b.WriteString("\nThe size of objects, and of all that a run stores, is the node's to set, as are\ntighter limits for input, output, memory and time.\n")
+	generated(t, "abi.md", "abi-limits", b.String())
+}
+
+// amount writes a number as people do.
+func amount(n int64, unit string) string {
+	rest, bytes := strings.CutPrefix(unit, "bytes")
+	switch {
+	case bytes && n >= limits.MiB:
+		return fmt.Sprintf("%d MiB%s", n/limits.MiB, rest)
+	case bytes && n >= limits.KiB:
+		return fmt.Sprintf("%d KiB%s", n/limits.KiB, rest)
+	}
+	return fmt.Sprint(n, " ", unit)
+}
+
 func TestExamplePoliciesAreAccepted(t *testing.T) {
 	for at, text := range examples(t, "policy") {
 		if _, err := verifier.ParsePolicy("policy.yaml", []byte(text)); err != nil {
 			t.Errorf("%s: %v", at, err)
 		}
+	}
+}
+
+func TestExampleCapabilityPoliciesAreAcceptedAndHaveNoFindings(t *testing.T) {
+	for at, text := range examples(t, "capabilities") {
+		p, err := policy.Parse("capabilities.yaml", []byte(text))
+		if err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		for _, f := range p.Check() {
+			t.Errorf("%s: %+v", at, f)
+		}
+	}
+}
+
+func TestPolicyPageNamesEveryKeyOfCapabilities(t *testing.T) {
+	page := read(t, "policy.md")
+	for _, key := range policy.Keys() {
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		if !strings.Contains(page, name+":") && !strings.Contains(page, "`"+name+"`") && !strings.Contains(page, "."+name+"`") {
+			t.Errorf("policy.md says nothing of %s", key)
+		}
+	}
+}
+
+func TestTheExecutionRecordOfThePageIsOne(t *testing.T) {
+	for at, text := range examples(t, "execution") {
+		var e audit.Execution
+		dec := json.NewDecoder(strings.NewReader(text))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&e); err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		again, err := json.MarshalIndent(&e, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a, b any
+		if json.Unmarshal(again, &a) != nil || json.Unmarshal([]byte(text), &b) != nil || fmt.Sprint(a) != fmt.Sprint(b) {
+			t.Errorf("%s: the program writes\n%s", at, again)
+		}
+	}
+}
+
+func TestTheServicesUnitRunsACommandThatIsThere(t *testing.T) {
+	unit := read(t, "../deploy/systemd/mentat-node.service")
+	m := regexp.MustCompile(`(?m)^ExecStart=/usr/local/bin/mentatctl (.*)$`).FindStringSubmatch(unit)
+	if m == nil {
+		t.Fatal("the unit starts nothing of ours")
+	}
+	help := read(t, "mentatctl.md")
+	if !strings.Contains(help, "\n## mentatctl "+m[1]+"\n") {
+		t.Errorf("there is no command mentatctl %s", m[1])
+	}
+	config, err := nodeconfig.Parse("/etc/mentat/config.toml", []byte(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What it writes by default it may write under ProtectSystem=strict.
+	for _, path := range []string{config.Audit.Spool, config.Audit.Log, config.Verify.State} {
+		if !strings.HasPrefix(path, "/var/lib/mentat/") || !strings.Contains(unit, "StateDirectory=mentat\n") {
+			t.Errorf("the unit keeps the service from writing %s", path)
+		}
+	}
+	if !strings.HasPrefix(config.Service.Listen, "unix:/run/mentat/") || !strings.Contains(unit, "RuntimeDirectory=mentat\n") {
+		t.Errorf("the unit keeps the service from listening at %s", config.Service.Listen)
 	}
 }
 

@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/mentatlab/mentat/host/output"
@@ -97,17 +98,27 @@ func BenchmarkInput1MiB(b *testing.B) {
 
 // A run: a new instance, its guest and its end.
 func BenchmarkRun(b *testing.B) {
-	for name, edit := range map[string]func(*hostdoc.Document){
-		"process": func(*hostdoc.Document) {},
-		"command": func(d *hostdoc.Document) { d.Entry = hostdoc.EntryCommand },
+	for name, guest := range map[string]struct{ text, entry string }{
+		"process": {agent(`(i32.const 0)`), hostdoc.EntryProcess},
+		"command": {command(``), hostdoc.EntryCommand},
+		// As compilers lay programs out: a stack of 1 MiB, of which little is used, and
+		// data above it.
+		"17 pages": {`(module
+  (import "mentat" "read_input" (func $read_input (result i32)))
+  (import "mentat" "read" (func $read (param i32 i32 i32) (result i32)))
+  (import "mentat" "write_output" (func $write (param i32 i32)))
+  (memory (export "memory") 17)
+  (data (i32.const 1048576) "` + strings.Repeat("0123456789abcdef", 1024) + `")
+  (func (export "process") (result i32)
+    (drop (call $read_input))
+    (drop (call $read (i32.const 0) (i32.const 1040000) (i32.const 8192)))
+    (memory.fill (i32.const 1030000) (i32.const 1) (i32.const 16384))
+    (call $write (i32.const 1048576) (i32.const 100))
+    (i32.const 0)))`, hostdoc.EntryProcess},
 	} {
 		b.Run(name, func(b *testing.B) {
-			text := agent(`(i32.const 0)`)
-			if name == "command" {
-				text = command(``)
-			}
-			doc := document(b, text)
-			edit(doc)
+			doc := document(b, guest.text)
+			doc.Entry = guest.entry
 			p := load1(b, doc, Options{})
 			b.ReportAllocs()
 			b.ResetTimer()

@@ -193,9 +193,14 @@ func (p *Program) localBackends() map[string]backend.Backend {
 }
 
 // Run runs the guest once, in an instance of its own, and says how it ended.
-// Any number may go on at once. When the context is cancelled the guest is asked
-// to end and, after [limits.DrainGrace], interrupted; with the cause
-// [output.ErrGone] at once, for nobody would see what it still does.
+// Any number may go on at once, each of which takes a thread while it lasts. When
+// the context is cancelled the guest is asked to end and, after
+// [limits.DrainGrace], interrupted; with the cause [output.ErrGone] at once, for
+// nobody would see what it still does. A sink that may block should be an
+// [output.Interrupter]: else its calls hold up the end of the run. The sink is
+// not touched after Run has returned, unless the guest was left behind, as it may
+// be when the document has preopens. A read of the input that waits goes on until
+// it returns.
 //
 // The error is nil when the guest ended by itself, whatever its status, and
 // else what the exit's reason says.

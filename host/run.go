@@ -170,6 +170,7 @@ func (s *session) watch(ctx context.Context, began time.Time) (unwatch func()) {
 			deadline.Stop()
 		}
 		forget()
+		s.finish()
 	}
 }
 
@@ -232,7 +233,7 @@ func (s *session) guest() (e *end) {
 	if status < 0 || status > 255 {
 		status = 255
 	}
-	return s.finished(int(status))
+	return s.endedWith(int(status))
 }
 
 // maxMetadata bounds the globals that are logged.
@@ -257,9 +258,9 @@ func (s *session) metadataValues() map[string]int64 {
 	return values
 }
 
-// finished is the end of a guest that ended by itself. One that came back
+// endedWith is the end of a guest that ended by itself. One that came back
 // because what it waited for was ended did not.
-func (s *session) finished(status int) *end {
+func (s *session) endedWith(status int) *end {
 	if cause := s.stopped(); cause != nil && cause.reason != "" {
 		return cause
 	}
@@ -283,7 +284,7 @@ func (s *session) finished(status int) *end {
 // ended judges what a call into the guest returned.
 func (s *session) ended(err error, export string) *end {
 	if err == nil {
-		return s.finished(0)
+		return s.endedWith(0)
 	}
 	f := asFailure(err)
 	if f == nil {
@@ -299,7 +300,7 @@ func (s *session) ended(err error, export string) *end {
 		e := *cause
 		switch {
 		case e.reason == "":
-			return s.finished(e.status)
+			return s.endedWith(e.status)
 		case e.reason == fault.Trap:
 			e.function = functionName(f)
 			e.message += inFunction(f)

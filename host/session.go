@@ -19,6 +19,7 @@ import (
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
 )
 
 // The ABI's error codes.
@@ -147,8 +148,9 @@ type session struct {
 	draining, over      chan struct{}
 	drainOnce, overOnce sync.Once
 
-	mu    sync.Mutex
-	cause *end // why the run was stopped; the first one counts
+	mu       sync.Mutex // guards cause and finished
+	cause    *end       // why the run was stopped; the first one counts
+	finished bool
 	// isOver says that over is closed.
 	isOver atomic.Bool
 	// shown is what the guest reads by itself.
@@ -177,7 +179,9 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 		readable: map[media.Ref]struct{}{},
 	}
 	// A cancelled run is asked to end first; what it asked for goes on until then.
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.ctx, s.cancel = context.WithCancel(backend.WithCounter(context.WithoutCancel(ctx), func(used manifest.Capability, rules []string) {
+		s.counted(used.String(), "use", rules)
+	}))
 	for _, refs := range [][]media.Ref{p.given, r.media} {
 		for _, ref := range refs {
 			s.readable[ref] = struct{}{}
@@ -190,15 +194,26 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 func (s *session) drain() { s.drainOnce.Do(func() { close(s.draining) }) }
 
 // stop ends the run for a reason: guest code is interrupted, host functions
-// return. Any goroutine may call it.
+// return. Any goroutine may call it; once the run is finished it does nothing.
 func (s *session) stop(e *end) {
-	if s.because(e) {
-		s.endWaits()
-		s.run.Stop()
-		if i, ok := s.out.sink.(output.Interrupter); ok {
-			i.Interrupt()
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause != nil || s.finished {
+		return
 	}
+	s.cause = e
+	s.endWaits()
+	s.run.Stop()
+	if i, ok := s.out.sink.(output.Interrupter); ok {
+		i.Interrupt()
+	}
+}
+
+// finish says that the run is over: its sink is the caller's again.
+func (s *session) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finished = true
 }
 
 // endWaits ends whatever waits or works on the run's behalf.
@@ -250,15 +265,13 @@ func (s *session) awaitWork() {
 	}
 }
 
-// because sets why the run is stopped; it reports whether it is the first to.
-func (s *session) because(e *end) bool {
+// because sets why the run is stopped, if nothing did before.
+func (s *session) because(e *end) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cause != nil {
-		return false
+	if s.cause == nil {
+		s.cause = e
 	}
-	s.cause = e
-	return true
 }
 
 func (s *session) stopped() *end {

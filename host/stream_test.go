@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -276,6 +277,43 @@ func TestAWriteThatWaitsEndsWithTheRun(t *testing.T) {
 		})
 	}
 	eventually(t, "the guest's goroutines end", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// counted counts what happens to it after it was given back.
+type counted struct {
+	events
+	back, late atomic.Bool
+}
+
+func (c *counted) Interrupt() {
+	if c.back.Load() {
+		c.late.Store(true)
+	}
+}
+
+// A deadline that passes in the moment in which the guest ends must not reach
+// what is the caller's again.
+func TestASinkIsLeftAloneOnceItsRunIsOver(t *testing.T) {
+	doc := document(t, agent(`
+    (loop $again (br_if $again (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 600000))))
+    (i32.const 0)`))
+	doc.Limits.DeadlineMillis = 1
+	p := load1(t, doc, Options{})
+	ends := map[int]int{}
+	for range 500 {
+		c := new(counted)
+		exit, _ := p.Run(t.Context(), IO{Sink: c})
+		c.back.Store(true)
+		ends[exit.Status]++
+		if exit.Status != 0 && exit.Status != fault.ExitDeadline {
+			t.Fatalf("%+v", exit)
+		}
+		runtime.Gosched()
+		if c.late.Load() {
+			t.Fatal("interrupted after its run")
+		}
+	}
+	t.Logf("ends %v", ends)
 }
 
 // eventually waits for a condition on a slow machine.

@@ -103,6 +103,9 @@ func (s source) at(path string) string {
 	return strictyaml.Position(s.file, s.lines.Of(path))
 }
 
+// Keys are all keys of a manifest, as [strictyaml.Keys] names them.
+func Keys() []string { return strictyaml.Keys(Manifest{}) }
+
 // Where says where the value at path was written, as "file:line"; of a manifest
 // that came in an artifact it is the path itself.
 func (m *Manifest) Where(path string) string { return m.source.at(path) }

@@ -313,8 +313,11 @@ func TestTheLeanHostRefusesWhatNeedsANetwork(t *testing.T) {
 		"network": func(d *hostdoc.Document) { d.Network = &hostdoc.Network{Mode: hostdoc.NetworkFull} },
 		"llm":     func(d *hostdoc.Document) { d.LLM = &hostdoc.LLM{} },
 		"S3":      func(d *hostdoc.Document) { d.Media = &hostdoc.Media{S3: &hostdoc.MediaS3{}} },
-		"serving": func(d *hostdoc.Document) { d.Serve = &hostdoc.Serve{} },
-		"lock":    func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} },
+		"serving": func(d *hostdoc.Document) {
+			d.Limits.DeadlineMillis = 1000
+			d.Serve = &hostdoc.Serve{Listen: ":0", Concurrent: 1, BufferBytes: 1 << 20, DrainMillis: 1}
+		},
+		"lock": func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} },
 	} {
 		doc := document(t, echo, edit)
 		var errs bytes.Buffer

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/cli"
 	"github.com/mentatlab/mentat/verifier/pki"
 )
@@ -121,6 +122,7 @@ func TestTranscripts(t *testing.T) {
 				ts.Check(err)
 				ts.Setenv("MENTAT_HOST", path)
 			},
+			"records":   writeRecords,
 			"wasm":      writeModule,
 			"agent":     writeAgent,
 			"registry":  startRegistry,
@@ -133,6 +135,19 @@ func TestTranscripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+// writeRecords is `records DIR`: what a preparation leaves in a spool.
+func writeRecords(ts *testscript.TestScript, _ bool, args []string) {
+	at := audit.At(time.Date(2026, 1, 15, 10, 30, 45, 0, time.UTC))
+	agent := audit.Agent{ID: "example.agent", Version: "1.0.0", Runtime: "wasm"}
+	spools := audit.Spools(ts.MkAbs(args[0]))
+	ts.Check(spools.Make())
+	ts.Check(spools.Append(
+		&audit.Admission{Timestamp: at, EventType: audit.EventAdmission, Agent: agent, InstanceID: "c1", Image: "registry.example/a:1", Policy: "agents", Result: audit.Allowed},
+		&audit.Decision{Timestamp: at, EventType: audit.EventDecision, Agent: agent, InstanceID: "c1", Capability: "network:https:evil.example", Operation: "grant", Policy: "none", Result: audit.Denied, Reason: `the rule "none" denies it`},
+		&audit.Decision{Timestamp: at, EventType: audit.EventDecision, Agent: agent, InstanceID: "c1", Capability: "env:A", Policy: "soon", Result: audit.DryRun, Count: 7},
+	))
 }
 
 // goEnvironment lets the go command of a transcript use the caches that are

@@ -80,3 +80,19 @@ type Answer interface {
 	// Close ends the call, finished or not.
 	io.Closer
 }
+
+// counterKey finds a run's counter in a context.
+type counterKey struct{}
+
+// WithCounter gives a run's calls a counter: it is told of uses that rules in dry
+// run would have denied, from several goroutines.
+func WithCounter(ctx context.Context, count func(used manifest.Capability, rules []string)) context.Context {
+	return context.WithValue(ctx, counterKey{}, count)
+}
+
+// Count tells the counter of the run that ctx belongs to, if there is one.
+func Count(ctx context.Context, used manifest.Capability, rules []string) {
+	if count, ok := ctx.Value(counterKey{}).(func(manifest.Capability, []string)); ok && len(rules) > 0 {
+		count(used, rules)
+	}
+}

@@ -232,7 +232,7 @@ func (o *opened) Invoke(ctx context.Context, op string, head json.RawMessage, bo
 	if refusal != nil {
 		return nil, refusal
 	}
-	p, refusal := o.provider(r.Model)
+	p, refusal := o.provider(ctx, r.Model)
 	if refusal != nil {
 		return nil, refusal
 	}
@@ -255,7 +255,7 @@ func (o *opened) Invoke(ctx context.Context, op string, head json.RawMessage, bo
 }
 
 // provider judges the model and finds who offers it.
-func (o *opened) provider(name string) (*provider, *backend.Refusal) {
+func (o *opened) provider(ctx context.Context, name string) (*provider, *backend.Refusal) {
 	model, err := manifest.ParseCapability(manifest.KindLLM + ":" + name)
 	if err != nil || strings.HasSuffix(name, "*") {
 		return nil, invalid("the request's model is no model's name", "")
@@ -266,9 +266,11 @@ func (o *opened) provider(name string) (*provider, *backend.Refusal) {
 			Hint: "add to wasm.capabilities: - " + model.String(),
 		}
 	}
-	if a := o.b.set.Use(model); !a.Allowed {
+	a := o.b.set.Use(model)
+	if !a.Allowed {
 		return nil, &backend.Refusal{Code: backend.Denied, Rule: a.Rule, Reason: a.Reason, Hint: a.Hint}
 	}
+	backend.Count(ctx, model, a.DryRun)
 	for _, p := range o.b.providers {
 		if p.offers(model) {
 			return p, nil

@@ -36,7 +36,11 @@ type endpointServer struct {
 
 func (e *endpointServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var body map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+	data, err := io.ReadAll(r.Body)
+	if err != nil {
+		return // the chat was ended before it began
+	}
+	if err := json.Unmarshal(data, &body); err != nil {
 		e.t.Errorf("the request is no JSON: %v", err)
 	}
 	if r.Method != http.MethodPost || r.URL.Path != "/v1/chat/completions" || r.URL.RawQuery != "" {
@@ -390,7 +394,7 @@ func TestWhatActsBeyondTheModelIsNotPassedOn(t *testing.T) {
 func TestAModelMustBeGrantedAndOffered(t *testing.T) {
 	w := newWorld(t, func(c *Config) {
 		c.Document.Grants = append(c.Document.Grants, hostdoc.Grant{Capability: "llm:x", Rule: "r"})
-		c.Document.Holes = []hostdoc.Hole{{Capability: "llm:m-9*", Rule: "no-nine"}}
+		c.Document.Holes = []hostdoc.Hole{{Capability: "llm:m-9*", Rule: "no-nine"}, {Capability: "llm:m-soon", Rule: "soon", DryRun: true}}
 	})
 	model := func(name string) string { return strings.Replace(hello, "m-1", name, 1) }
 	narrow := w.open(t, "run", "llm:m-1", "")
@@ -426,6 +430,17 @@ func TestAModelMustBeGrantedAndOffered(t *testing.T) {
 	ask(t, narrow, hello)
 	if w.server.count() != 1 {
 		t.Errorf("%d requests", w.server.count())
+	}
+	var counted []string
+	ctx := backend.WithCounter(t.Context(), func(used manifest.Capability, rules []string) {
+		counted = append(counted, used.String()+" "+rules[0])
+	})
+	got, refusal := all.Invoke(ctx, "chat", json.RawMessage(`{}`), []byte(model("m-soon")))
+	if refusal != nil {
+		t.Fatal(refusal)
+	}
+	if a := read(t, got); a.refusal != nil || len(counted) != 1 || counted[0] != "llm:m-soon soon" {
+		t.Errorf("counted %q, %+v", counted, a)
 	}
 }
 

@@ -11,9 +11,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/host"
 	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/extension"
@@ -147,6 +149,14 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 		return host.Options{}, nil, err
 	}
 	log := newLog(os.Stderr, doc)
+	// Before the lock, which leaves only its directory.
+	records, err := audit.NewRecorder(doc, time.Now)
+	if err != nil {
+		return host.Options{}, nil, err
+	}
+	if records != nil {
+		options.Recorder = recorder{records}
+	}
 	if len(doc.Extensions) > 0 {
 		programs, err := extension.Start(context.Background(), doc.Extensions, func(name, line string) {
 			log.line("info", "extension "+name, line)
@@ -156,7 +166,11 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 		}
 		options.Backends[manifest.KindExtension] = programs
 	}
-	done = func() {}
+	done = func() {
+		if err := records.Close(); err != nil {
+			log.line("warn", "host", err.Error())
+		}
+	}
 	if o.Services != nil {
 		s, err := o.Services(doc, secrets)
 		if err != nil {
@@ -166,7 +180,11 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 			options.Backends[kind] = b
 		}
 		if options.Media = s.Media; s.Media != nil {
-			done = func() { _ = s.Media.Close() } // nothing is left to write
+			recorded := done
+			done = func() {
+				_ = s.Media.Close() // nothing is left to write
+				recorded()
+			}
 		}
 	}
 	return options, done, nil

@@ -751,6 +751,19 @@ func TestConnectionsThatRestMakeRoom(t *testing.T) {
 	(<-first).wants(t, http.StatusOK, "busy")
 }
 
+func TestAListenerThatIsClosedTwiceIsNoError(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newConnections(l, 1)
+	for range 2 {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestWhereNoConnectionRestsOneMoreIsRefused(t *testing.T) {
 	l := newPipes()
 	c := newConnections(l, 2)

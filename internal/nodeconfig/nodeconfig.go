@@ -217,7 +217,7 @@ func explain(path string, err error) error {
 	var strict *toml.StrictMissingError
 	if errors.As(err, &strict) && len(strict.Errors) > 0 {
 		e := &strict.Errors[0]
-		return fault.New(fault.PolicyInvalid, at(e), "unknown key %q, allowed are %s", strings.Join(e.Key(), "."), strings.Join(allowed(), ", "))
+		return fault.New(fault.PolicyInvalid, at(e), "unknown key %q, allowed are %s", strings.Join(e.Key(), "."), strings.Join(Keys(), ", "))
 	}
 	var malformed *toml.DecodeError
 	if errors.As(err, &malformed) {
@@ -226,8 +226,8 @@ func explain(path string, err error) error {
 	return fault.Wrap(err, fault.PolicyInvalid, path, "the node configuration is malformed")
 }
 
-// allowed lists the keys of [Config] as "table.key".
-func allowed() []string {
+// Keys are all keys of the configuration, as "table.key".
+func Keys() []string {
 	var keys []string
 	for table := range reflect.TypeFor[Config]().Fields() {
 		if table.Type.Kind() != reflect.Struct {
@@ -247,7 +247,7 @@ func exactKeys(path string, data []byte) error {
 	if err := toml.Unmarshal(data, &tables); err != nil {
 		return explain(path, err)
 	}
-	known := allowed()
+	known := Keys()
 	for table, keys := range tables {
 		if !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, table+".") }) {
 			return fault.New(fault.PolicyInvalid, path, "unknown table %q, allowed are the keys %s", table, strings.Join(known, ", "))

@@ -96,9 +96,11 @@ type want struct {
 	value int64
 	// name is how later calls know the result.
 	name string
-	// data, if hasData, is what was read.
+	// data, if hasData, is what was read, or a part of it if that is all that
+	// matters.
 	data    string
 	hasData bool
+	part    bool
 }
 
 type exit struct {
@@ -346,9 +348,14 @@ func parseArg(w word, names map[string]int) ([]argument, error) {
 	return []argument{{kind: argFloat, float: f}}, nil
 }
 
-// parseWant reads any, trap, $name, a number or a code, and what was read.
+// parseWant reads any, trap, $name, a number or a code, and what was read: "text",
+// or has "part".
 func parseWant(words []word) (want, error) {
 	var w want
+	if len(words) == 3 && !words[1].quoted && words[1].text == "has" {
+		w.part = true
+		words = slices.Delete(slices.Clone(words), 1, 2)
+	}
 	if len(words) == 0 || len(words) > 2 || len(words) == 2 && !words[1].quoted {
 		return w, errors.New("after -> comes a result, and what was read")
 	}

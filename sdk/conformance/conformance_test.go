@@ -141,6 +141,7 @@ exit 3
 		"a handle":          {`call end_stream $a 0 -> 0`, `call end_stream $a -1 -> $x`},
 		"a trap":            {`call end_stream $a 0 -> 0`, `call end_stream $a 0 -> trap`},
 		"what was read":     {`-> 5 "small"`, `-> 5 "large"`},
+		"a part":            {`-> 5 "small"`, `-> 5 has "large"`},
 		"an event":          {`"status":0}`, `"status":1}`},
 		"a missing event":   {`> {"event":"start","stream":"a"}`, `> {"event":"start","stream":"a"}` + "\n" + `> {"event":"start","stream":"a"}`},
 		"an event too much": {`> {"event":"log","level":"info","message":"hi"}`, ``},

@@ -105,7 +105,7 @@ type recorder struct {
 }
 
 func (r recorder) Decision(d host.Decision) {
-	if d.Operation == "" {
+	if d.Operation == "" && !d.DryRun {
 		r.m.Capability(d.Capability, d.Allowed)
 	}
 	if r.next != nil {
