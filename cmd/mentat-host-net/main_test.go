@@ -359,7 +359,11 @@ func TestAKilledHostLeavesNoCoreAndNoSecret(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	<-arrived
+	select {
+	case <-arrived:
+	case <-time.After(time.Minute):
+		t.Fatalf("nothing arrives: %s", errs.String())
+	}
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package llm
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -95,9 +96,11 @@ func New(c Config) (*Backend, error) {
 	if b.set, err = capability.NewSet(c.Document); err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "llm", "the host document holds no capability")
 	}
-	roots, err := dialer.Roots(l.CAFile)
-	if err != nil {
-		return nil, err
+	var roots *x509.CertPool
+	if slices.ContainsFunc(l.Providers, func(p hostdoc.LLMProvider) bool { return strings.HasPrefix(p.URL, "https:") }) {
+		if roots, err = dialer.Roots(l.CAFile); err != nil {
+			return nil, err
+		}
 	}
 	var secrets []string
 	for _, configured := range l.Providers {

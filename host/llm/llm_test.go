@@ -564,6 +564,7 @@ func TestACompletionStopsWhereTheBudgetEnds(t *testing.T) {
 		t.Errorf("%d events came through", n)
 	}
 	<-gone // the provider is hung up on
+	within(t, "the chat is metered", func() bool { return len(w.meter.all()) > 0 })
 	got := w.meter.all()
 	if len(got) != 1 || !got[0].Estimated || got[0].Completion < 6 || got[0].Prompt != 4 {
 		t.Errorf("%+v", got)
