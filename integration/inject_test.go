@@ -218,6 +218,8 @@ func TestARunningHostIsHeldOnEveryThread(t *testing.T) {
 			if code := tk.exitCode(); code != 159 {
 				t.Errorf("the task's status is %d", code)
 			}
+			tk.remove()
+			eventually(t, "that the shim tells it", func() bool { return strings.Contains(w.Logs(), "ended by its host's own filter") })
 		})
 	}
 }

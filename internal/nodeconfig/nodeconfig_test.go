@@ -177,6 +177,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("[verify]\nPolicy = 'p'\npolicy = 'q'"))
 	f.Add([]byte("verify = {policy = 'p'}\nhost.binary = 'b'"))
 	f.Add([]byte("[[verify]]"))
+	f.Add([]byte("[sandbox]\nmemory_mb = 512\nopen_files = 32\nnetwork = 'none'"))
+	f.Add([]byte("[sandbox]\ndeadline_seconds = 1e3\ncpu_seconds = -0"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		const path = "/no/such/directory/config.toml"
 		c, err := Parse(path, data)
