@@ -445,7 +445,7 @@ func TestAServiceThatCannotBeOpenedIsReported(t *testing.T) {
 			d.Limits.DeadlineMillis = 1000
 			d.Serve = &hostdoc.Serve{Listen: "256.0.0.1:1", Concurrent: 1, BufferBytes: 1 << 20, DrainMillis: 1}
 		}, fault.Unavailable},
-		"a lock": {func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} }, fault.Unsupported},
+		"a lock that the command line does not know": {func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} }, fault.Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := execute(t, guest(capability, "fetch", "{}", ""), func(d *hostdoc.Document) {

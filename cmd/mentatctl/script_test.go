@@ -73,7 +73,10 @@ func TestTranscripts(t *testing.T) {
 		_, err := pki.Init(dir, pki.InitOptions{Now: time.Now()})
 		return dir, err
 	})
-	host := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir()) })
+	host := sync.OnceValues(func() (string, error) {
+		return buildHost(t.TempDir(), "mentat-host", "../mentat-host", "../mentat-host-net")
+	})
+	probe := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir(), "probe", "../../host/lock/probe") })
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: false,
@@ -110,6 +113,12 @@ func TestTranscripts(t *testing.T) {
 			},
 			"host": func(ts *testscript.TestScript, _ bool, _ []string) {
 				path, err := host()
+				ts.Check(err)
+				ts.Setenv("MENTAT_HOST", path)
+			},
+			// probe stands in the host's place.
+			"probe": func(ts *testscript.TestScript, _ bool, _ []string) {
+				path, err := probe()
 				ts.Check(err)
 				ts.Setenv("MENTAT_HOST", path)
 			},
@@ -159,18 +168,17 @@ func goEnvironment(t *testing.T) []string {
 	return list
 }
 
-// buildHost builds the two hosts, which need a C compiler, and returns the lean
-// one's path.
-func buildHost(dir string) (string, error) {
-	path := filepath.Join(dir, "mentat-host")
-	cmd := exec.Command("go", "build", "-o", dir+"/", "../mentat-host", "../mentat-host-net")
+// buildHost builds the two hosts, or what stands for them, which need a C
+// compiler, and returns the path of the one by that name.
+func buildHost(dir, name string, sources ...string) (string, error) {
+	cmd := exec.Command("go", append([]string{"build", "-o", dir + "/"}, sources...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("cannot build mentat-host: %w: %s", err, stderr.String())
+		return "", fmt.Errorf("cannot build %s: %w: %s", name, err, stderr.String())
 	}
-	return path, nil
+	return filepath.Join(dir, name), nil
 }
 
 // exits is `exits CODE COMMAND [ARGUMENT...]`.

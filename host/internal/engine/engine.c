@@ -393,7 +393,10 @@ mt_run *mt_run_new(const mt_program *program, uintptr_t handle, size_t memory_li
 }
 
 wasmtime_error_t *mt_run_wasi(mt_run *run, wasi_config_t *config) {
-  return wasmtime_context_set_wasi(run->ctx, config);
+  mt_in_engine = 1;
+  wasmtime_error_t *err = wasmtime_context_set_wasi(run->ctx, config);
+  mt_in_engine = 0;
+  return err;
 }
 
 uint8_t *mt_run_memory(mt_run *run, size_t *size) {
@@ -435,7 +438,10 @@ static wasm_trap_t *on_call(void *env, wasmtime_caller_t *caller, wasmtime_val_r
   run->ctx = ctx;
   size_t size;
   uint8_t *base = mt_run_memory(run, &size);
-  if (goHostCall(run->handle, func->number, values, n, base, size) == 0)
+  mt_in_engine = 0;
+  int trapped = goHostCall(run->handle, func->number, values, n, base, size);
+  mt_in_engine = 1;
+  if (trapped == 0)
     return NULL;
   static const char text[] = "trap raised by the host";
   return wasmtime_trap_new(text, sizeof text - 1);
@@ -528,9 +534,11 @@ int mt_run_instantiate(mt_run *run, mt_failure *failure) {
   const mt_program *p = run->program;
   run->ctx = wasmtime_store_context(run->store);
   instantiating = run;
+  mt_in_engine = 1;
   wasmtime_error_t *err =
       p->pre != NULL ? wasmtime_instance_pre_instantiate(p->pre, run->ctx, &run->instance, &trap)
                      : instantiate_each(run, &trap);
+  mt_in_engine = 0;
   instantiating = NULL;
   run->ctx = wasmtime_store_context(run->store);
   if (describe(trap, err, failure))
@@ -552,8 +560,11 @@ int mt_run_call(mt_run *run, const char *name, size_t len, const int32_t *arg, i
     in.of.i32 = *arg;
   wasm_trap_t *trap = NULL;
   wasmtime_context_t *ctx = run->ctx;
+  // A call from within a host function (mentat_alloc) was in the host's code.
+  mt_in_engine = 1;
   wasmtime_error_t *err = wasmtime_func_call(ctx, &func.of.func, &in, arg != NULL, &out,
                                              result != NULL, &trap);
+  mt_in_engine = 0;
   run->ctx = ctx;
   if (describe(trap, err, failure))
     return -1;
@@ -590,16 +601,25 @@ size_t mt_run_memory_used(mt_run *run) { return run->memory_used; }
 int mt_run_refused(mt_run *run) { return atomic_load(&run->refused); }
 
 void mt_run_delete(mt_run *run) {
+  mt_in_engine = 1; // what it closes may wait
   wasmtime_store_delete(run->store);
+  mt_in_engine = 0;
   free(run);
 }
 
+static ptrdiff_t host_write(void *env, int fd, const unsigned char *data, size_t n) {
+  mt_in_engine = 0;
+  ptrdiff_t wrote = goWrite((uintptr_t)env, fd, (void *)data, n);
+  mt_in_engine = 1;
+  return wrote;
+}
+
 static ptrdiff_t write_out(void *env, const unsigned char *data, size_t n) {
-  return goWrite((uintptr_t)env, 1, (void *)data, n);
+  return host_write(env, 1, data, n);
 }
 
 static ptrdiff_t write_err(void *env, const unsigned char *data, size_t n) {
-  return goWrite((uintptr_t)env, 2, (void *)data, n);
+  return host_write(env, 2, data, n);
 }
 
 void mt_wasi_outputs(wasi_config_t *config, uintptr_t handle, int custom_out, int custom_err) {
