@@ -246,7 +246,7 @@ var Defaults = []Default{
 	{"capabilities of the kernel", "", "", "", "none, always", "the kernel", "refused", inContainer + "capabilities"},
 	{"environment of the host", "", "", "", "empty, always", "the bundle", "", inContainer + "environment"},
 	{"descriptors given to the host", "", "", "", "the three streams", "the bundle", "", inContainer + "descriptors"},
-	{"devices", "", "", "", "null, zero, full, random, urandom, tty", "the bundle, the cgroup", "refused", inContainer + "devices"},
+	{"devices", "", "", "", "null and its like", "the bundle, the cgroup", "refused", inContainer + "devices"},
 	{"root file system", "sandbox.filesystem.readonly_root", "", "", "empty and read-only, always", "mounts, the host's lock", "refused", inContainer + "readonly_root"},
 	{"temporary directories", "sandbox.filesystem.temp_dirs", "", "sandbox.temp_dirs_mb", "none", "a tmpfs each, with a bound on bytes and on files", "no space left", inContainer + "temp_dirs"},
 	{"granted directories", "sandbox.filesystem.preopens", "a volume's own mode", "", "none", "a mount each, the host's lock, the engine", "refused", inContainer + "preopens"},
