@@ -151,7 +151,11 @@ func (s *service) turn(ctx context.Context) (end func()) {
 // Start waits for its turn.
 func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	defer s.turn(ctx)()
-	return s.TTRPCTaskService.Start(ctx, r)
+	resp, err := s.TTRPCTaskService.Start(ctx, r)
+	if err == nil && r.ExecID == "" {
+		s.deliveries.started(r.ID)
+	}
+	return resp, err
 }
 
 // Kill waits for its turn.
@@ -319,9 +323,11 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	s.mu.Lock()
 	s.deletions++
 	s.mu.Unlock()
+	delivered := s.deliveries.expect(r.ID)
 	end := s.turn(ctx)
 	resp, err := s.TTRPCTaskService.Delete(ctx, r)
 	end()
+	delivered(err == nil)
 	s.mu.Lock()
 	s.deletions--
 	a := s.agents[r.ID]
