@@ -95,6 +95,9 @@ type Serving struct {
 	MediaS3         *MediaS3
 	MediaItemBytes  int64
 	MediaTotalBytes int64
+	// MediaKeepDays is how many days after it was last stored an object stays in
+	// MediaDir; 0 is for ever.
+	MediaKeepDays int64
 
 	Extensions []hostdoc.Extension
 

@@ -1,5 +1,6 @@
 // Package node is the node service: it collects audit records into a log whose
-// entries are chained by hash, keeps revocation lists fresh, and serves metrics.
+// entries are chained by hash, keeps revocation lists fresh, removes old media, and
+// serves metrics.
 // Agents start and run without it; their records wait until it takes them.
 //
 // Trusted: the node's configuration and policy, what root wrote into the spool,

@@ -18,6 +18,8 @@ import (
 
 	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/capability/audit/chain"
+	"github.com/mentatlab/mentat/capability/policy"
+	"github.com/mentatlab/mentat/host/media"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/internal/version"
@@ -85,6 +87,7 @@ func Run(ctx context.Context, o Options) error {
 	served := make(chan error, 1)
 	wg.Go(func() { served <- server.Serve(listener) })
 	wg.Go(func() { s.every(ctx, s.Refresh, func() { s.refresh(ctx) }) })
+	wg.Go(func() { s.every(ctx, s.Refresh, s.sweep) })
 	wg.Go(func() { s.every(ctx, s.Anchor, s.anchor) })
 	s.note("the node service " + version.Version + " began")
 	s.collect()
@@ -219,6 +222,32 @@ func (s *service) refresh(ctx context.Context) {
 	s.metrics.refresh(err, s.Clock())
 	if err != nil {
 		s.Log.Warn("revocation lists not refreshed", "error", err)
+	}
+}
+
+// sweep removes from the media store what the capability policy no longer keeps.
+// The policy is read each time: it may have been changed.
+func (s *service) sweep() {
+	p, err := policy.Open(s.Config.Capability)
+	if err != nil {
+		s.Log.Warn("the media store is not swept", "error", err)
+		return
+	}
+	serving := p.Serving()
+	if _, err := os.Stat(serving.MediaDir); serving.MediaDir == "" || errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	store, err := media.OpenDir(serving.MediaDir)
+	if err != nil {
+		s.Log.Warn("the media store is not swept", "error", err)
+		return
+	}
+	removed, err := store.Sweep(s.Clock(), time.Duration(serving.MediaKeepDays)*24*time.Hour)
+	if err := errors.Join(err, store.Close()); err != nil {
+		s.Log.Warn("the media store is not wholly swept", "error", err)
+	}
+	if removed > 0 {
+		s.Log.Info("removed from the media store", "files", removed)
 	}
 }
 

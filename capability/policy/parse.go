@@ -88,10 +88,11 @@ type providerFile struct {
 }
 
 type mediaFile struct {
-	Dir   string        `yaml:"dir"`
-	S3    *s3File       `yaml:"s3"`
-	Item  manifest.Size `yaml:"item"`
-	Total manifest.Size `yaml:"total"`
+	Dir      string        `yaml:"dir"`
+	S3       *s3File       `yaml:"s3"`
+	Item     manifest.Size `yaml:"item"`
+	Total    manifest.Size `yaml:"total"`
+	KeepDays int64         `yaml:"keep_days"`
 }
 
 type s3File struct {
@@ -342,6 +343,7 @@ const (
 	minGuestMemory = 64 * limits.KiB
 	maxGuestMemory = 4096 * limits.MiB
 	maxItem        = 4096 * limits.MiB
+	maxKeepDays    = 3660
 )
 
 func (c *compiler) size(at string, value manifest.Size, least, most int64, to *int64) {
@@ -451,6 +453,10 @@ func (c *compiler) media(s *capability.Serving, f *mediaFile) {
 	}
 	if f.Dir != "" && f.S3 != nil {
 		c.fail("media", "dir and s3 exclude each other")
+	}
+	number(c, "media.keep_days", f.KeepDays, maxKeepDays, &s.MediaKeepDays)
+	if c.said("media.keep_days") && f.S3 != nil {
+		c.fail("media.keep_days", "is for a directory: how long a bucket's objects stay is set at the bucket")
 	}
 	s.MediaDir = c.path(f.Dir)
 	if f.S3 == nil {

@@ -142,7 +142,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 	}
 	for _, key := range Keys() {
 		last := strings.TrimSuffix(key[strings.LastIndexByte(key, '.')+1:], "[]")
-		if key != "media.dir" && !strings.Contains(full, last+":") {
+		if key != "media.dir" && key != "media.keep_days" && !strings.Contains(full, last+":") {
 			t.Errorf("the full example says nothing of %s", key)
 		}
 	}
@@ -217,10 +217,10 @@ func TestWithoutAFileThereAreNoRules(t *testing.T) {
 		}
 	}
 	path := filepath.Join(t.TempDir(), "capabilities.yaml")
-	if err := os.WriteFile(path, []byte("version: 1\nmedia: {dir: m}\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("version: 1\nmedia: {dir: m, keep_days: 1}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if p, err := Open(nodeconfig.Capability{Policy: path, Media: "/var/media"}); err != nil || p.Serving().MediaDir != filepath.Join(filepath.Dir(path), "m") {
+	if p, err := Open(nodeconfig.Capability{Policy: path, Media: "/var/media"}); err != nil || p.Serving().MediaDir != filepath.Join(filepath.Dir(path), "m") || p.Serving().MediaKeepDays != 1 {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if _, err := Open(nodeconfig.Capability{Policy: filepath.Join(t.TempDir(), "gone")}); !errors.Is(err, fs.ErrNotExist) {
@@ -293,6 +293,9 @@ func TestMistakesAreRefusedWithTheirLine(t *testing.T) {
 		"media twice":         {replace("media:\n", "media:\n  dir: /x\n"), "dir and s3 exclude each other"},
 		"item over total":     {replace("total: 16MB", "total: 4MB"), "one item may have"},
 		"item":                {replace("item: 8MB", "item: 5GB"), "media.item: is 5GB"},
+		"kept too long":       {"version: 1\nmedia: {keep_days: 4000}\n", "media.keep_days: is 4000"},
+		"kept for no time":    {"version: 1\nmedia: {keep_days: 0}\n", "media.keep_days: is 0"},
+		"kept in a bucket":    {replace("media:\n", "media:\n  keep_days: 1\n"), "set at the bucket"},
 		"endpoint":            {replace("https://s3.example.com/", "s3.example.com"), "media.s3.endpoint"},
 		"bucket":              {replace("bucket: agents", "bucket: A"), "no name of a bucket"},
 		"prefix":              {replace("prefix: media/", "prefix: /media"), "media.s3.prefix"},

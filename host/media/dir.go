@@ -39,8 +39,8 @@ func OpenDir(path string) (*Dir, error) {
 	return &Dir{root}, nil
 }
 
-// Sweep removes the objects that were last stored before now-keep, and what
-// killed writers left. It is for the store's owner. It returns how many files it
+// Sweep removes what killed writers left and, unless keep is 0, the objects that
+// were last stored before now-keep. It is for the store's owner. It returns how many files it
 // removed; an error says that some could not be.
 func (d *Dir) Sweep(now time.Time, keep time.Duration) (removed int, err error) {
 	entries, err := fs.ReadDir(d.root.FS(), ".")
@@ -51,6 +51,8 @@ func (d *Dir) Sweep(now time.Time, keep time.Duration) (removed int, err error) 
 		age := keep
 		if strings.HasPrefix(e.Name(), tempPrefix) {
 			age = tempAge
+		} else if keep <= 0 {
+			continue
 		} else if _, err := ParseRef(prefix + strings.TrimSuffix(e.Name(), typeSuffix)); err != nil {
 			continue // not the store's
 		}

@@ -228,8 +228,11 @@ func TestSweepRemovesWhatIsOld(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if removed, err := d.Sweep(now, 0); err != nil || removed != 1 {
+		t.Errorf("where objects stay for ever: removed %d, %v", removed, err)
+	}
 	removed, err := d.Sweep(now, time.Hour)
-	if err != nil || removed != 3 {
+	if err != nil || removed != 2 {
 		t.Errorf("removed %d, %v", removed, err)
 	}
 	if got := strings.Join(entries(t, path), " "); got != strings.Join([]string{".new-B", fresh.Hex(), fresh.Hex() + typeSuffix, "README"}, " ") && len(entries(t, path)) != 4 {

@@ -7,8 +7,8 @@ import (
 	"github.com/mentatlab/mentat/host/dialer"
 	"github.com/mentatlab/mentat/host/egress"
 	"github.com/mentatlab/mentat/host/llm"
-	"github.com/mentatlab/mentat/host/media/s3"
 	"github.com/mentatlab/mentat/host/process"
+	"github.com/mentatlab/mentat/host/s3"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/manifest"
 )
