@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -169,7 +170,7 @@ func manifestOf(w *world, d ocispec.Descriptor) ocispec.Manifest {
 
 func TestAModuleThatIsNotWhatItsDigestSaysIsNeverCompiled(t *testing.T) {
 	w := enforcing(t)
-	raw := w.sign(w.build(oci.BuildInput{Agent: w.manifest("wasm\nmodule: agent.wasm"), Module: []byte(wasm + "\x00\x02yz")}))
+	raw := w.sign(w.build(oci.BuildInput{Agent: w.manifest("wasm\nmodule: agent.wasm"), Module: []byte(wasm + "\x00\x1b\x1a" + rand.Text())}))
 	w.create(ref, raw)
 	d := manifestOf(w, w.images[ref]).Layers[1].Digest
 	good := w.blobs[d]
