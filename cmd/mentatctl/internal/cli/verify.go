@@ -18,7 +18,6 @@ type verifyResult struct {
 	// By is what decided; "" is developer mode.
 	By      string     `json:"by,omitempty"`
 	Targets []verified `json:"targets"`
-	explain bool
 }
 
 type verified struct {
@@ -30,6 +29,8 @@ type verified struct {
 	// SignedAs is who an intact attestation says made it, where nothing says
 	// whether that is to be believed.
 	SignedAs string `json:"signed_as,omitempty"`
+	// Explanation is the verdict step by step, with --explain.
+	Explanation *verifier.Trace `json:"explanation,omitempty"`
 }
 
 func (r *verifyResult) Text(w *display.Writer) {
@@ -51,7 +52,10 @@ func (r *verifyResult) Text(w *display.Writer) {
 		if v.Verdict != nil {
 			w.Field("agent", "%s", v.Verdict.Agent)
 			w.Field("signed as", "%s", v.SignedAs)
-			verdictText(w, v.Verdict, r.explain)
+			verdictText(w, v.Verdict)
+		}
+		if v.Explanation != nil {
+			explainText(w, v.Explanation)
 		}
 	}
 	switch {
@@ -108,7 +112,7 @@ signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
 			if err != nil {
 				return err
 			}
-			r := &verifyResult{Header: display.Head("verify"), By: j.by, explain: o.explain}
+			r := &verifyResult{Header: display.Head("verify"), By: j.by}
 			progress := a.newProgress()
 			err = each(args, func(name string) error {
 				judged, err := a.verify(cmd.Context(), name, &o, j, progress)
@@ -137,7 +141,7 @@ signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
 	o.trust.addRoots(cmd)
 	o.remote.add(cmd)
 	cmd.Flags().StringVar(&o.as, "as", "", "judge a local artifact as if it were published as this `REFERENCE`")
-	cmd.Flags().BoolVar(&o.explain, "explain", false, "show every check")
+	cmd.Flags().BoolVar(&o.explain, "explain", false, "show every step of the judgement with what it looked at")
 	a.outputs(cmd)
 	a.progresses(cmd)
 	return cmd
@@ -166,8 +170,12 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 	var all []verified
 	var errs []error
 	for _, f := range found {
-		vd, err := judge(ctx, j, t.judgedAs(o.as), f)
-		v := verified{Target: name, Allowed: err == nil, Verdict: vd}
+		var trace *verifier.Trace
+		if o.explain {
+			trace = &verifier.Trace{}
+		}
+		vd, err := judge(ctx, j, t.judgedAs(o.as), f, trace)
+		v := verified{Target: name, Allowed: err == nil, Verdict: vd, Explanation: trace}
 		if len(found) > 1 {
 			v.Platform = f.platform
 		}
@@ -188,13 +196,17 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 
 // judge asks the verifier. Without a policy nothing requires an attestation, but
 // who asks for one to be verified wants one to be there.
-func judge(ctx context.Context, j *judgement, ref string, f fetchedArtifact) (*verifier.Verdict, error) {
-	vd := j.Verify(ctx, verifier.Input{Reference: ref, Artifact: f.Artifact})
+func judge(ctx context.Context, j *judgement, ref string, f fetchedArtifact, trace *verifier.Trace) (*verifier.Verdict, error) {
+	vd := j.Verify(ctx, verifier.Input{Reference: ref, Artifact: f.Artifact, Trace: trace})
 	if !vd.Allowed {
 		return vd, vd.Err
 	}
 	if vd.Developer && !f.Attested() {
-		return vd, fault.New(fault.Unsigned, ref, "carries no attestation").WithHint("mentatctl sign makes one")
+		err := fault.New(fault.Unsigned, ref, "carries no attestation").WithHint("mentatctl sign makes one")
+		if trace != nil {
+			trace.Refuse(err)
+		}
+		return vd, err
 	}
 	return vd, nil
 }
