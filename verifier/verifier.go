@@ -27,6 +27,7 @@ type Verifier struct {
 	stores     map[string]*Store
 	roots      func() (map[string]*x509.CertPool, error) // by scope name
 	revocation RevocationSource
+	seen       SeenTime
 	clock      func() time.Time
 	rules      digest.Digest
 }
@@ -40,6 +41,8 @@ type Config struct {
 	Stores map[string]*Store
 	// Revocation may be nil in developer mode only.
 	Revocation RevocationSource
+	// Seen may be nil; then a policy's enforcement date counts as past.
+	Seen SeenTime
 	// Clock is required.
 	Clock func() time.Time
 }
@@ -49,7 +52,7 @@ func New(c Config) (*Verifier, error) {
 	if c.Clock == nil {
 		return nil, fault.New(fault.Internal, "verifier", "has no clock")
 	}
-	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, clock: c.Clock}
+	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, seen: c.Seen, clock: c.Clock}
 	if c.Policy == nil {
 		return v, nil
 	}
@@ -117,7 +120,13 @@ func Open(cfg nodeconfig.Verify, clock func() time.Time) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Clock: clock})
+	v, err := New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), Clock: clock})
+	if err == nil {
+		// Every gate opens a verifier for every decision, so that the time is seen even
+		// where nothing depends on it yet. Where it cannot be, a judgement says so.
+		_, _, _ = v.Staging()
+	}
+	return v, err
 }
 
 // LoadPolicy reads and parses a policy file.
@@ -241,7 +250,8 @@ func (j *judge) noImage() error {
 	j.verdict.Scope = j.scope.name
 	j.trace.scope(j.scope)
 	if !j.scope.unsignedContainers {
-		return j.check("scope", fault.New(fault.Unsigned, on, "cannot carry the attestation that the scope %q requires", j.scope.name), "")
+		refusal := fault.New(fault.Unsigned, on, "cannot carry the attestation that the scope %q requires", j.scope.name)
+		return j.check("scope", j.demand(refusal), "%s, which does not require attestations yet", j.scope.name)
 	}
 	return j.check("scope", nil, "%s, which allows unsigned containers", j.scope.name)
 }
@@ -275,13 +285,13 @@ func (j *judge) judge() error {
 	}
 	j.scope = j.policy.scope(j.name)
 	if j.scope == nil {
-		return j.check("scope", j.outside(a, att), "outside all scopes, as an ordinary image")
+		return j.check("scope", j.outside(a, att), "outside all scopes")
 	}
 	j.verdict.Scope = j.scope.name
 	j.trace.scope(j.scope)
 	_ = j.check("scope", nil, "%s", j.scope.name)
 	if att == nil {
-		return j.check("attestation", j.unsigned(a), "absent; the scope allows it")
+		return j.check("attestation", j.unsigned(a), "absent; allowed")
 	}
 	return j.trust(att, a)
 }
@@ -330,11 +340,15 @@ func (j *judge) developer(att *Attestation) {
 }
 
 func (j *judge) outside(a *oci.Artifact, att *Attestation) error {
+	if isWASM(a) && att == nil {
+		err := j.demand(fault.New(fault.Unsigned, j.in.Reference, "is an unsigned WASM agent outside all scopes of the policy").
+			WithHint("sign it and publish it under a reference that a scope covers"))
+		if err != nil {
+			return err
+		}
+	}
 	switch {
-	case isWASM(a) && att == nil:
-		return fault.New(fault.Unsigned, j.in.Reference, "is an unsigned WASM agent outside all scopes of the policy").
-			WithHint("sign it and publish it under a reference that a scope covers")
-	case isWASM(a):
+	case isWASM(a) && att != nil:
 		return fault.New(fault.PolicyDenied, j.in.Reference, "no scope of the policy covers it, so no trust store holds for it").
 			WithHint("publish it under a reference that a scope covers")
 	case !j.policy.outside:
@@ -346,8 +360,8 @@ func (j *judge) outside(a *oci.Artifact, att *Attestation) error {
 func (j *judge) unsigned(a *oci.Artifact) error {
 	agent := isWASM(a) || a.Agent != nil
 	if agent && !j.scope.unsignedAgents || !agent && !j.scope.unsignedContainers {
-		return fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
-			WithHint("sign it with mentatctl sign")
+		return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
+			WithHint("sign it with mentatctl sign"))
 	}
 	j.warn("unsigned, allowed by the scope %q: runs as %s", j.scope.name, Untrusted)
 	return nil
@@ -605,7 +619,10 @@ type Verdict struct {
 	// Agent is id and version of the agent manifest.
 	Agent    string   `json:"agent,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
-	Checks   []Check  `json:"checks,omitempty"`
+	// Pending is set for what runs only until the policy's attestation_required is
+	// enforced.
+	Pending *Pending `json:"pending,omitempty"`
+	Checks  []Check  `json:"checks,omitempty"`
 	// Remembered tells that the checks were made by an earlier judgement of the
 	// same, on this node.
 	Remembered bool `json:"remembered,omitempty"`

@@ -515,6 +515,13 @@ func TestTrustIsReadAsAGateReadsIt(t *testing.T) {
 		{"a policy that others write", func(t *testing.T, cfg *nodeconfig.Config) {
 			put(t, cfg.Verify.Policy, 0o666, read(t, cfg.Verify.Policy))
 		}, quiet, []want{{checkOwner, Failure, "0666"}}},
+		{"enforced", func(*testing.T, *nodeconfig.Config) {}, quiet, []want{{checkEnforcement, OK, "enforced"}}},
+		{"not enforced yet", stage("{enabled: true, enforcement_date: \"2026-01-10\", grace_period_days: 30}"), quiet, []want{{checkEnforcement, Warning, "is grace, and enforced from 2026-02-09"}}},
+		{"enforced since its date", stage("{enabled: true, enforcement_date: \"2026-01-10\"}"), quiet, []want{{checkEnforcement, OK, "enforced"}}},
+		{"never enforced", stage("{enabled: false, enforcement_date: \"2026-01-10\"}"), quiet, []want{{checkEnforcement, Failure, "is not enabled"}}},
+		{"a clock behind what was seen", func(t *testing.T, cfg *nodeconfig.Config) {
+			put(t, filepath.Join(cfg.Verify.State, "latest-time"), 0o644, "2026-01-16T00:00:00Z\n")
+		}, quiet, []want{{checkClock, Failure, "the gates saw 2026-01-16"}}},
 		{"lint warns", func(*testing.T, *nodeconfig.Config) {}, func(string) ([]string, error) { return []string{"rule x has no effect"}, nil }, []want{{checkLint, Warning, "rule x"}}},
 		{"lint refuses", func(*testing.T, *nodeconfig.Config) {}, func(string) ([]string, error) { return nil, errors.New("line 3") }, []want{{checkLint, Failure, "line 3"}}},
 	} {
@@ -530,6 +537,14 @@ func TestTrustIsReadAsAGateReadsIt(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// stage gives the policy an attestation_required.
+func stage(text string) func(*testing.T, *nodeconfig.Config) {
+	return func(t *testing.T, cfg *nodeconfig.Config) {
+		t.Helper()
+		put(t, cfg.Verify.Policy, 0o644, read(t, cfg.Verify.Policy)+"attestation_required: "+text+"\n")
 	}
 }
 

@@ -67,9 +67,31 @@ func checkTrust(r *Report, cfg *nodeconfig.Config, o Options) *verifier.Verifier
 	for _, path := range []string{cfg.Verify.Policy, cfg.Capability.Policy} {
 		lint(r, path, o.Lint)
 	}
+	checkEnforced(r, v, cfg, o.Clock())
 	checkCertificates(r, v, o.Clock())
 	checkLists(r, v, cfg, o.Clock())
 	return v
+}
+
+// checkEnforced tells whether attestations are required yet, and whether the clock is
+// behind the latest time that the node's gates saw.
+func checkEnforced(r *Report, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time) {
+	stage, from, err := v.Staging()
+	const on = "attestation_required"
+	switch {
+	case err != nil:
+		r.warn(checkEnforcement, on, "is enforced at once: "+err.Error(), "a date counts only where the latest time can be remembered", "repair the directory verify.state")
+	case stage == verifier.StageOff:
+		r.fail(checkEnforcement, on, "is not enabled", "what has no attestation runs, and no date changes that", "enable it, with an enforcement_date if it shall begin later")
+	case stage != verifier.StageEnforced:
+		r.warn(checkEnforcement, on, fmt.Sprintf("is %s, and enforced from %s", stage, stamp(from)), "what has no attestation runs until then", "sign what the warnings of the gates name; mentatctl verify --at tells what will break")
+	default:
+		r.ok(checkEnforcement, on, "enforced")
+	}
+	if seen, err := verifier.LatestSeen(cfg.Verify.State); err == nil && seen.After(now.Add(clockSlack)) {
+		r.fail(checkClock, cfg.Verify.State, fmt.Sprintf("the gates saw %s, the clock says %s", stamp(seen), stamp(now)),
+			"with a clock that is behind, what has expired and what was revoked counts again", "set the clock, and have it kept by NTP; if the time that was seen was wrong, remove the file latest-time there")
+	}
 }
 
 func lint(r *Report, path string, lint func(string) ([]string, error)) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,9 @@ import (
 type verifyResult struct {
 	display.Header
 	// By is what decided; "" is developer mode.
-	By      string     `json:"by,omitempty"`
+	By string `json:"by,omitempty"`
+	// At is the time that was judged by, with --at.
+	At      time.Time  `json:"at,omitzero"`
 	Targets []verified `json:"targets"`
 }
 
@@ -31,6 +34,8 @@ type verified struct {
 	SignedAs string `json:"signed_as,omitempty"`
 	// Explanation is the verdict step by step, with --explain.
 	Explanation *verifier.Trace `json:"explanation,omitempty"`
+	// Forecast is how the verdict changes from now until --at.
+	Forecast []verifier.Change `json:"forecast,omitempty"`
 }
 
 func (r *verifyResult) Text(w *display.Writer) {
@@ -54,9 +59,13 @@ func (r *verifyResult) Text(w *display.Writer) {
 			w.Field("signed as", "%s", v.SignedAs)
 			verdictText(w, v.Verdict)
 		}
+		forecastText(w, v.Forecast)
 		if v.Explanation != nil {
 			explainText(w, v.Explanation)
 		}
+	}
+	if !r.At.IsZero() {
+		w.Line("judged as of %s, with the policy and the revocation lists that are there now", r.At.Format(shownTime))
 	}
 	switch {
 	case !slices.ContainsFunc(r.Targets, func(v verified) bool { return v.Verdict != nil }):
@@ -83,6 +92,7 @@ type verifyOptions struct {
 	remote  remoteFlags
 	as      string
 	explain bool
+	at      moment
 }
 
 func (a *app) verifyCmd() *cobra.Command {
@@ -99,10 +109,15 @@ attestation that the artifact carries. It is judged as what its image: says it
 will be published as, or as --as says.
 
 The policy is the node's, or the one that flags name. Where there is none,
-signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
+signatures are checked but nobody is trusted; --root or --ca asks for a chain.
+
+With --at the verdict, and the exit code, are those of that date, by the policy and
+the revocation lists that are there now; before it stands when the verdict changes
+and why: certificates that end, lists that must be renewed, enforcement that begins.`,
 		Example: `  mentatctl verify agents/*/manifest.yaml
   mentatctl verify --policy policy.yaml registry.example.com/agents/hello:0.1.0
-  mentatctl verify --ca ~/.mentat/ca --explain hello`,
+  mentatctl verify --ca ~/.mentat/ca --explain hello
+  mentatctl verify --at 2027-01-31 registry.example.com/agents/hello:0.1.0`,
 		Args: wantArgs(1, -1, "a directory, a manifest, a layout or a reference"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.trust.check(cmd); err != nil {
@@ -112,7 +127,7 @@ signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
 			if err != nil {
 				return err
 			}
-			r := &verifyResult{Header: display.Head("verify"), By: j.by}
+			r := &verifyResult{Header: display.Head("verify"), By: j.by, At: o.at.Time}
 			progress := a.newProgress()
 			err = each(args, func(name string) error {
 				judged, err := a.verify(cmd.Context(), name, &o, j, progress)
@@ -141,6 +156,7 @@ signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
 	o.trust.addRoots(cmd)
 	o.remote.add(cmd)
 	cmd.Flags().StringVar(&o.as, "as", "", "judge a local artifact as if it were published as this `REFERENCE`")
+	cmd.Flags().Var(&o.at, "at", "judge as of this `DATE` (2027-01-31 or 2027-01-31T12:00:00Z), and say what changes until then")
 	cmd.Flags().BoolVar(&o.explain, "explain", false, "show every step of the judgement with what it looked at")
 	a.outputs(cmd)
 	a.progresses(cmd)
@@ -169,13 +185,17 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 	}
 	var all []verified
 	var errs []error
+	then := j.at(o.at.Time)
 	for _, f := range found {
 		var trace *verifier.Trace
 		if o.explain {
 			trace = &verifier.Trace{}
 		}
-		vd, err := judge(ctx, j, t.judgedAs(o.as), f, trace)
+		vd, err := judge(ctx, then, t.judgedAs(o.as), f, trace)
 		v := verified{Target: name, Allowed: err == nil, Verdict: vd, Explanation: trace}
+		if o.at.After(a.now()) && j.Policy() != nil {
+			v.Forecast = j.Forecast(ctx, verifier.Input{Reference: t.judgedAs(o.as), Artifact: f.Artifact}, o.at.Time)
+		}
 		if len(found) > 1 {
 			v.Platform = f.platform
 		}
