@@ -389,7 +389,7 @@ func TestAForecastIsWhatIsJudgedThen(t *testing.T) {
 			}
 			// Between the changes nothing else is ever judged.
 			k := 0
-			for at := testpki.Now; at.Before(until); at = at.Add(19 * time.Hour) {
+			for at := testpki.Now; at.Before(until); at = at.Add(61 * time.Hour) {
 				for k+1 < len(changes) && !changes[k+1].At.After(at) {
 					k++
 				}

@@ -522,6 +522,10 @@ func TestTrustIsReadAsAGateReadsIt(t *testing.T) {
 		{"a clock behind what was seen", func(t *testing.T, cfg *nodeconfig.Config) {
 			put(t, filepath.Join(cfg.Verify.State, "latest-time"), 0o644, "2026-01-16T00:00:00Z\n")
 		}, quiet, []want{{checkClock, Failure, "the gates saw 2026-01-16"}}},
+		{"a root that others write", func(t *testing.T, cfg *nodeconfig.Config) {
+			root := filepath.Join(cfg.Verify.Trust, "agents", "root.pem")
+			put(t, root, 0o622, read(t, root))
+		}, quiet, []want{{checkOwner, Failure, "root.pem"}}},
 		{"lint warns", func(*testing.T, *nodeconfig.Config) {}, func(string) ([]string, error) { return []string{"rule x has no effect"}, nil }, []want{{checkLint, Warning, "rule x"}}},
 		{"lint refuses", func(*testing.T, *nodeconfig.Config) {}, func(string) ([]string, error) { return nil, errors.New("line 3") }, []want{{checkLint, Failure, "line 3"}}},
 	} {

@@ -143,6 +143,24 @@ func checkPath(r *Report, path string) {
 	r.ok(checkOwner, path, "only root can change it")
 }
 
+// checkTree is [checkPath] for everything in a directory.
+func checkTree(r *Report, dir string) {
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if why := loose(path); why != "" && path != dir {
+			r.fail(checkOwner, path, why, "who can change it decides whom this node trusts", "chown root, chmod go-w: "+path)
+		}
+		return nil
+	})
+	if err != nil {
+		r.fail(checkOwner, dir, err.Error(), "whom this node trusts cannot be told", "repair it")
+		return
+	}
+	checkPath(r, dir)
+}
+
 // loose tells in what way others than root can change a file, "" if they cannot.
 func loose(path string) string {
 	info, err := os.Stat(path)

@@ -93,6 +93,9 @@ func (r *Report) settings(ctx context.Context, d *Daemon) *settings {
 		return nil
 	}
 	r.ok(checkSettings, d.Config, "read by %s itself", d.Program)
+	if _, err := os.Lstat(d.Config); err == nil {
+		checkPath(r, d.Config)
+	}
 	if d.PID != 0 {
 		checkRestarted(r, d, s)
 	}

@@ -59,11 +59,12 @@ func checkTrust(r *Report, cfg *nodeconfig.Config, o Options) *verifier.Verifier
 	if v.Policy().OnUnfetchable() == verifier.Defer {
 		r.note(checkPolicy, "on_unfetchable", "is defer", "what the pull gate cannot fetch is pulled; it is judged when it starts under "+mentatRuntime+", and only then")
 	}
-	for _, path := range []string{cfg.Verify.Policy, cfg.Verify.Trust, cfg.Capability.Policy} {
+	for _, path := range []string{cfg.Verify.Policy, cfg.Capability.Policy} {
 		if path != "" {
 			checkPath(r, path)
 		}
 	}
+	checkTree(r, cfg.Verify.Trust)
 	for _, path := range []string{cfg.Verify.Policy, cfg.Capability.Policy} {
 		lint(r, path, o.Lint)
 	}
