@@ -121,3 +121,52 @@ password = "right"
 
 // verifier is the node's entry in containerd's directory.
 func (g *guarded) verifier() string { return filepath.Join(g.Root, "verifier", "00-mentatlab") }
+
+// Every way of writing a setting that a real containerd reads is found, old forms of
+// its configuration among them: containerd itself says what they mean.
+func TestTheDoctorReadsSettingsAsContainerdDoes(t *testing.T) {
+	node.Privileged(t)
+	_, tools := node.Binaries()
+	const images, old = "version = 3\n[plugins.'io.containerd.cri.v1.images']\n", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n"
+	for _, c := range []struct{ name, config, words string }{
+		{"as it comes", "version = 3\n", ""},
+		{"a hosts directory", images + "[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d'\n", ""},
+		{"use_local_image_pull", images + "use_local_image_pull = true\n", "use_local_image_pull is true"},
+		{"disable_snapshot_annotations", images + "disable_snapshot_annotations = false\n", "disable_snapshot_annotations is false"},
+		{"discard_unpacked_layers", images + "discard_unpacked_layers = true\n", "discard_unpacked_layers is true"},
+		{"image_pull_with_sync_fs", images + "image_pull_with_sync_fs = true\n", "image_pull_with_sync_fs is true"},
+		{"max_concurrent_downloads", images + "max_concurrent_downloads = 4\n", "max_concurrent_downloads is 4"},
+		{"mirrors", images + "[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'docker.io']\nendpoint = ['https://m.example']\n", "registry.mirrors is set, for docker.io"},
+		{"configs", images + "[plugins.'io.containerd.cri.v1.images'.registry.configs.'r.example'.auth]\nusername = 'ada'\n", "registry.configs is set, for r.example"},
+		{"auths", images + "[plugins.'io.containerd.cri.v1.images'.registry.auths.'https://r.example']\nusername = 'ada'\n", "registry.auths is set"},
+		{"version 2, as it comes", "version = 2\n", ""},
+		{"version 2, mirrors", old + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m.example\"]\n", "registry.mirrors is set, for docker.io"},
+		{"version 2, downloads", old + "max_concurrent_downloads = 10\n", "max_concurrent_downloads is 10"},
+		// This containerd takes the setting over from the old form only beside a runtime.
+		{"version 2, discarded layers", old + "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndiscard_unpacked_layers = true\n", ""},
+		{"version 2, discarded layers and a runtime", old + "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndiscard_unpacked_layers = true\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.x]\nruntime_type = \"io.containerd.runc.v2\"\n", "discard_unpacked_layers is true"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := filepath.Join(t.TempDir(), "config.toml")
+			if err := os.WriteFile(config, []byte(c.config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			report, err := doctor.Run(t.Context(), doctor.Options{
+				Address: filepath.Join(t.TempDir(), "nobody"), Containerd: filepath.Join(tools, "containerd"), ContainerdConfig: config, Clock: time.Now, NoCanary: true,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := diagnosis{Report: *report}
+			if c.words == "" {
+				if d.has("cri.verification", doctor.OK, "") != 1 || d.has("cri.verification", doctor.Failure, "") != 0 {
+					t.Errorf("found %+v", d.Findings)
+				}
+				return
+			}
+			if d.has("cri.verification", doctor.Failure, c.words) != 1 || d.has("cri.verification", doctor.OK, "") != 0 {
+				t.Errorf("%q is not found in %+v", c.words, d.Findings)
+			}
+		})
+	}
+}
