@@ -1,12 +1,14 @@
 package bundle
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/testpki"
 	"github.com/mentatlab/mentat/verifier"
@@ -33,4 +35,26 @@ func TestTheRunGateEnforcesFromTheDateOn(t *testing.T) {
 	w.refused(fault.Unsigned)
 	at = testpki.Now
 	w.refused(fault.Unsigned)
+
+	admissions, _ := w.records()
+	var told []string
+	for _, a := range admissions {
+		told = append(told, a.Result+" "+a.Reason+" "+a.Pending)
+	}
+	want := []string{"allowed  unsigned", "denied signature-invalid ", "denied unsigned ", "denied unsigned "}
+	if !slices.Equal(told, want) {
+		t.Errorf("recorded are %q, want %q", told, want)
+	}
+}
+
+func TestAnOrdinaryContainerThatIsPutOffIsRecorded(t *testing.T) {
+	w := enforcing(t)
+	w.enforce(policy + "attestation_required: {enabled: false}\n")
+	w.create(ref, w.image())
+	if got := w.runs(false); got.Verdict.Pending == nil || got.Verdict.Pending.Stage != verifier.StageOff {
+		t.Errorf("verdict %+v", got.Verdict)
+	}
+	if admissions, _ := w.records(); len(admissions) != 1 || admissions[0].Pending != string(fault.Unsigned) || admissions[0].Result != audit.Allowed {
+		t.Errorf("recorded are %+v", admissions)
+	}
 }
