@@ -57,7 +57,7 @@ func (n *note) agent() audit.Agent {
 	}
 	if v := n.verdict; v != nil {
 		a.Attestation.TrustLevel = string(v.Trust)
-		if v.Signer != nil && v.Allowed {
+		if v.Signer != nil && v.Allowed && len(v.Overlooked) == 0 {
 			a.Attestation.Verified, a.Attestation.Signer = true, v.Signer.Email
 		}
 	}
@@ -76,6 +76,9 @@ func (n *note) admission(result string) *audit.Admission {
 		a.Policy = n.verdict.Scope
 		if p := n.verdict.Pending; p != nil && result == audit.Allowed {
 			a.Pending = string(p.Reason)
+		}
+		for _, o := range n.verdict.Overlooked {
+			a.Overlooked = append(a.Overlooked, string(o.Level)+" "+o.Check+" "+string(o.Reason))
 		}
 		if n.verdict.Signer != nil {
 			a.SignerOrg = organisation(n.verdict.Signer.Subject)

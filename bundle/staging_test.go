@@ -58,3 +58,27 @@ func TestAnOrdinaryContainerThatIsPutOffIsRecorded(t *testing.T) {
 		t.Errorf("recorded are %+v", admissions)
 	}
 }
+
+// What a lenient level lets by starts, is said and recorded, and counts for less.
+func TestTheRunGateIsLoudAboutWhatALevelOverlooks(t *testing.T) {
+	w := enforcing(t)
+	at := testpki.Now.AddDate(2, 0, 0) // its certificate ended
+	w.clock = func() time.Time { return at }
+	w.create(ref, w.sign(w.agent("")))
+	w.refused(fault.OutsideValidity)
+	for _, c := range []struct {
+		level verifier.Level
+		trust verifier.TrustLevel
+	}{{verifier.Permissive, verifier.Signed}, {verifier.Audit, verifier.Untrusted}} {
+		w.enforce(strings.Replace(policy, "    unsigned_containers", "    level: "+string(c.level)+"\n    unsigned_containers", 1))
+		w.log.Reset()
+		if got := w.runs(true); got.Verdict.Trust != c.trust || !strings.Contains(w.log.String(), "at the level "+string(c.level)) {
+			t.Errorf("%s: verdict %+v, log %s", c.level, got.Verdict, w.log.String())
+		}
+		admissions, _ := w.records()
+		last := admissions[len(admissions)-1]
+		if last.Agent.Attestation.Verified || !slices.Contains(last.Overlooked, string(c.level)+" chain "+string(fault.OutsideValidity)) {
+			t.Errorf("%s: recorded is %+v", c.level, last)
+		}
+	}
+}

@@ -14,13 +14,15 @@ type ScopeInfo struct {
 	Name string
 	// Patterns are the references that it covers, in their one spelling.
 	Patterns []string
+	// Level is how strict it is.
+	Level Level
 }
 
 // Scopes are the policy's scopes in the order in which they are written.
 func (p *Policy) Scopes() []ScopeInfo {
 	var all []ScopeInfo
 	for _, s := range p.scopes {
-		info := ScopeInfo{Name: s.name}
+		info := ScopeInfo{Name: s.name, Level: levels[s.level]}
 		for _, m := range s.patterns {
 			info.Patterns = append(info.Patterns, m.String())
 		}

@@ -66,13 +66,15 @@ type policyFile struct {
 }
 
 type scopeFile struct {
-	Name               string   `yaml:"name"`
-	Match              []string `yaml:"match"`
-	Stores             []string `yaml:"stores"`
-	Identities         []string `yaml:"identities"`
-	UnsignedContainers string   `yaml:"unsigned_containers" allowed:"allow|deny"`
-	UnsignedAgents     string   `yaml:"unsigned_agents" allowed:"allow|deny"`
-	Binding            string   `yaml:"binding" allowed:"exact|repository|none"`
+	Name               string         `yaml:"name"`
+	Match              []string       `yaml:"match"`
+	Stores             []string       `yaml:"stores"`
+	Identities         []string       `yaml:"identities"`
+	IdentityPatterns   []identityFile `yaml:"identity_patterns"`
+	UnsignedContainers string         `yaml:"unsigned_containers" allowed:"allow|deny"`
+	UnsignedAgents     string         `yaml:"unsigned_agents" allowed:"allow|deny"`
+	Binding            string         `yaml:"binding" allowed:"exact|repository|none"`
+	Level              string         `yaml:"level" allowed:"strict|permissive|audit"`
 }
 
 type outsideFile struct {
@@ -132,12 +134,14 @@ type scope struct {
 	unsignedContainers bool
 	unsignedAgents     bool
 	binding            string
+	level              lenience
 }
 
 // identities is a set of e-mail addresses in normal form, or everyone.
 type identities struct {
-	any    bool
-	emails map[string]bool
+	any      bool
+	emails   map[string]bool
+	patterns []identityPattern
 }
 
 func (ids identities) has(email string) bool {
@@ -238,6 +242,7 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 		unsignedContainers: c.choice(key("unsigned_containers"), s.UnsignedContainers, "") == allow,
 		unsignedAgents:     c.choice(key("unsigned_agents"), s.UnsignedAgents, Deny) == allow,
 		binding:            c.choice(key("binding"), s.Binding, bindRepository),
+		level:              leniencyOf(s.Level),
 	}
 	if len(s.Match) == 0 {
 		c.fail(key("match"), "is required: the references that the scope covers")
@@ -259,13 +264,17 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 		out.stores = append(out.stores, name)
 	}
 	switch {
-	case len(s.Identities) == 0:
-		c.fail(key("identities"), "is required: the signers that are trusted, as %sNAME@DOMAIN, or [%s]", emailPrefix, anyIdentity)
+	case len(s.Identities) == 0 && len(s.IdentityPatterns) == 0:
+		c.fail(key("identities"), "is required: the signers that are trusted, as %sNAME@DOMAIN, or [%s]; or identity_patterns", emailPrefix, anyIdentity)
 	case slices.Equal(s.Identities, []string{anyIdentity}):
 		out.identities.any = true
 	default:
 		out.identities = c.identities(key("identities"), s.Identities)
 	}
+	if out.identities.any && len(s.IdentityPatterns) > 0 {
+		c.fail(key("identity_patterns"), "has no effect beside identities: [%s]", anyIdentity)
+	}
+	out.identities.patterns = c.identityPatterns(key("identity_patterns"), s.IdentityPatterns, out.stores)
 	return out
 }
 

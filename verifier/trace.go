@@ -38,6 +38,8 @@ type Outcome string
 const (
 	Passed Outcome = "passed"
 	Failed Outcome = "failed"
+	// LetBy is a step that failed and that the scope's level overlooked.
+	LetBy Outcome = "overlooked"
 	// NotReached is a step after the one that decided.
 	NotReached Outcome = "not-reached"
 	// NotAsked is a step that the judgement did not depend on.
@@ -154,6 +156,18 @@ func (t *tracer) take(name string, err error, detail string) Step {
 	return s
 }
 
+// overlooked ends a step that failed and was let by.
+func (t *tracer) overlooked(name string, o Overlooked) {
+	if t == nil {
+		return
+	}
+	t.note("overlooked", "the scope is at the level %s", o.Level)
+	t.end(name, nil, o.Message)
+	s := t.done[name]
+	s.Outcome, s.Reason = LetBy, o.Reason
+	t.done[name] = s
+}
+
 // absent ends a step that found nothing to check.
 func (t *tracer) absent(name, detail string) {
 	if t == nil {
@@ -267,6 +281,7 @@ func (t *tracer) scope(s *scope) {
 	t.note("matches", "%s", strings.Join(patterns, ", "))
 	t.note("stores", "%s", strings.Join(s.stores, ", "))
 	t.note("binding", "%s", s.binding)
+	t.note("level", "%s", s.level)
 	t.note("unsigned agents", "%s", allowOrDeny(s.unsignedAgents))
 	t.note("unsigned containers", "%s", allowOrDeny(s.unsignedContainers))
 }
@@ -323,5 +338,8 @@ func (ids identities) String() string {
 		list = append(list, email)
 	}
 	slices.Sort(list)
+	for _, p := range ids.patterns {
+		list = append(list, p.String())
+	}
 	return strings.Join(list, ", ")
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -374,8 +375,18 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 		return j.check("chain", err, "")
 	}
 	path, err := verifyChain(att.Chain, roots[j.scope.name], j.now, j.trace)
-	if err := j.check("chain", err, "%s", chainText(path)); err != nil {
+	from := fromAudit
+	if fault.ReasonOf(err) == fault.OutsideValidity && j.scope.level >= fromPermissive && att.timestamp.Before(j.now) {
+		// What ended since it was signed, as the signer says, leads to the same root.
+		if path, _ = verifyChain(att.Chain, roots[j.scope.name], att.timestamp, nil); path != nil {
+			from = fromPermissive
+		}
+	}
+	if err := j.hold(from, "chain", err, "%s", chainText(path)); err != nil {
 		return err
+	}
+	if path == nil {
+		return j.check("trust", nil, "%s", Untrusted)
 	}
 	leaf := path[0]
 	for _, c := range path {
@@ -385,7 +396,7 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 		j.until(att.notAfter)
 	}
 	j.trace.identities(leaf, j.scope)
-	email, err := j.identity(leaf)
+	email, err := j.identity(path)
 	j.verdict.Signer = &Signer{
 		Email:       email,
 		Subject:     leaf.Subject.String(),
@@ -393,25 +404,28 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 		Serial:      fmt.Sprintf("%x", leaf.SerialNumber),
 		Fingerprint: fingerprint(leaf),
 	}
-	if err := j.check("identity", err, "%s", email); err != nil {
+	if err := j.hold(fromAudit, "identity", err, "%s", email); err != nil {
 		return err
 	}
 	j.attestationTimes(att)
-	if err := j.check("validity", j.validity(att, leaf), "signed at %s", att.Timestamp); err != nil {
+	from, err = j.validity(att, leaf)
+	if err := j.hold(from, "validity", err, "signed at %s", att.Timestamp); err != nil {
 		return err
 	}
 	fresh, err := j.revoked(path)
-	if err := j.check("revocation", err, "%s", freshText(fresh)); err != nil {
+	if err := j.hold(fromPermissive, "revocation", err, "%s", freshText(fresh)); err != nil {
 		return err
 	}
 	j.trace.note("mode", "%s", j.scope.binding)
 	j.trace.note("attested", "%s, version %s", att.Subject.Repository, att.Subject.Version)
 	j.trace.note("reference", "%s", j.in.Reference)
-	if err := j.check("binding", j.binding(att), "%s", j.scope.binding); err != nil {
+	if err := j.hold(fromAudit, "binding", j.binding(att), "%s", j.scope.binding); err != nil {
 		return err
 	}
 	j.verdict.Trust = Signed
 	switch {
+	case len(j.verdict.Overlooked) > 0:
+		j.verdict.Trust = j.lowered()
 	case j.policy.publishers.has(email) && fresh:
 		j.verdict.Trust = Verified
 	case j.policy.publishers.has(email):
@@ -427,12 +441,13 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 
 // identity returns the leaf's e-mail address in normal form. The name in the
 // subject is for people and decides nothing.
-func (j *judge) identity(leaf *x509.Certificate) (string, error) {
+func (j *judge) identity(path []*x509.Certificate) (string, error) {
+	leaf := path[0]
 	if len(leaf.EmailAddresses) != 1 {
 		return "", fault.New(fault.IdentityUntrusted, certName(leaf), "has %d e-mail addresses in its subject alternative name, wanted is one", len(leaf.EmailAddresses))
 	}
 	email := normalEmail(leaf.EmailAddresses[0])
-	if !j.scope.identities.has(email) {
+	if !j.scope.identities.has(email) && !slices.ContainsFunc(j.scope.identities.patterns, func(p identityPattern) bool { return p.fits(email, path, j.stores) }) {
 		return email, fault.New(fault.IdentityUntrusted, certName(leaf), "its e-mail address %q is none of the identities of the scope %q", leaf.EmailAddresses[0], j.scope.name)
 	}
 	return email, nil
@@ -452,16 +467,18 @@ func (j *judge) attestationTimes(att *Attestation) {
 	}
 }
 
-func (j *judge) validity(att *Attestation, leaf *x509.Certificate) error {
+// validity also returns from which level on what it finds may be overlooked: an
+// attestation that ended held once, one that contradicts itself never did.
+func (j *judge) validity(att *Attestation, leaf *x509.Certificate) (lenience, error) {
 	switch {
 	case att.timestamp.After(j.now.Add(clockSkew)):
-		return fault.New(fault.OutsideValidity, "attestation", "says it was made in the future, at %s", att.Timestamp)
+		return fromAudit, fault.New(fault.OutsideValidity, "attestation", "says it was made in the future, at %s", att.Timestamp)
 	case att.timestamp.Before(leaf.NotBefore.Truncate(time.Second)) || att.timestamp.After(leaf.NotAfter):
-		return fault.New(fault.OutsideValidity, "attestation", "says it was made at %s, when its certificate was not valid", att.Timestamp)
+		return fromAudit, fault.New(fault.OutsideValidity, "attestation", "says it was made at %s, when its certificate was not valid", att.Timestamp)
 	case !att.notAfter.IsZero() && j.now.After(att.notAfter):
-		return fault.New(fault.OutsideValidity, "attestation", "ended at %s", att.NotAfter)
+		return fromPermissive, fault.New(fault.OutsideValidity, "attestation", "ended at %s", att.NotAfter)
 	}
-	return nil
+	return fromAudit, nil
 }
 
 // revoked checks every certificate below the root against its issuer's list.
@@ -622,7 +639,9 @@ type Verdict struct {
 	// Pending is set for what runs only until the policy's attestation_required is
 	// enforced.
 	Pending *Pending `json:"pending,omitempty"`
-	Checks  []Check  `json:"checks,omitempty"`
+	// Overlooked is what does not hold and the scope's level lets by.
+	Overlooked []Overlooked `json:"overlooked,omitempty"`
+	Checks     []Check      `json:"checks,omitempty"`
 	// Remembered tells that the checks were made by an earlier judgement of the
 	// same, on this node.
 	Remembered bool `json:"remembered,omitempty"`
@@ -652,8 +671,8 @@ type Signer struct {
 	Fingerprint string `json:"fingerprint"`
 }
 
-// Check is one step of a judgement. Steps after the first that failed are not
-// there.
+// Check is one step of a judgement. Steps after the first that was refused are not
+// there; one that failed and was overlooked is not OK.
 type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
@@ -679,6 +698,9 @@ func (vd *Verdict) Line() string {
 	}
 	if vd.Agent != "" {
 		parts = append(parts, vd.Agent)
+	}
+	if len(vd.Overlooked) > 0 {
+		parts = append(parts, fmt.Sprintf("%s overlooked at the level %s", vd.Overlooked[0].Reason, vd.Overlooked[0].Level))
 	}
 	if vd.Remembered {
 		parts = append(parts, "as judged before")

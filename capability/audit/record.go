@@ -112,6 +112,9 @@ type Admission struct {
 	// Pending is the reason for which it is refused once the policy's
 	// attestation_required is enforced; empty for what that does not concern.
 	Pending string `json:"pending,omitempty"`
+	// Overlooked is what does not hold and the scope's level let by, each as level,
+	// check and reason.
+	Overlooked []string `json:"overlooked,omitempty"`
 	// SignerOrg is the organisation of the signer's certificate.
 	SignerOrg string `json:"signer_org,omitempty"`
 	// Microseconds is how long it took to find, read and verify.

@@ -23,11 +23,11 @@ const shownTime = "2006-01-02T15:04:05Z"
 func traceStep(w *display.Writer, s verifier.Step, depth int) {
 	indent := strings.Repeat("  ", depth)
 	mark := map[verifier.Outcome]string{
-		verifier.Passed: "ok", verifier.Failed: "FAILED", verifier.NotReached: "-", verifier.NotAsked: "-",
+		verifier.Passed: "ok", verifier.Failed: "FAILED", verifier.LetBy: "LET BY", verifier.NotReached: "-", verifier.NotAsked: "-",
 	}[s.Outcome]
 	detail := s.Detail
 	switch {
-	case s.Outcome == verifier.Failed:
+	case s.Outcome == verifier.Failed, s.Outcome == verifier.LetBy:
 		detail = string(s.Reason) + ": " + detail
 	case s.Outcome == verifier.NotReached:
 		detail = "not reached"

@@ -165,6 +165,11 @@ func checkTrust(path string, data []byte) ([]policy.Finding, error) {
 	} else if !when.IsZero() {
 		found = append(found, policy.Finding{Message: "what has no attestation runs until " + when.Format(shownTime) + ", when attestation_required is enforced"})
 	}
+	for _, scope := range p.Scopes() {
+		if scope.Level != verifier.Strict {
+			found = append(found, policy.Finding{Message: "the scope " + scope.Name + " is at the level " + string(scope.Level) + ": attestations that do not hold are overlooked, with a warning"})
+		}
+	}
 	if _, err := verifier.LoadStores(filepath.Join(filepath.Dir(path), "trust"), p); err != nil {
 		found = append(found, policy.Finding{Message: "the trust stores beside it cannot be used: " + fault.OneLine(err.Error())})
 	}
