@@ -77,14 +77,14 @@ func (m *Manifest) validateIdentity(p *problems) {
 	case m.ID == "" && p.source.said("id"):
 	case m.ID == "":
 		p.hint("id", "add a line like: id: example.my-agent", "id is missing")
-	case len(m.ID) > maxIdentifier || !identifier.MatchString(m.ID):
+	case !ValidID(m.ID):
 		p.add("id", "id %q, allowed are words of a-z and 0-9 joined by '.', '_' or '-', up to %d characters", clip(m.ID), maxIdentifier)
 	}
 	switch {
 	case m.Version == "" && p.source.said("version"):
 	case m.Version == "":
 		p.hint("version", "add a line like: version: 1.0.0", "version is missing")
-	case len(m.Version) > maxVersion || !semver.MatchString(m.Version):
+	case !ValidVersion(m.Version):
 		p.add("version", "version %q, allowed is a semantic version like 1.0.0", clip(m.Version))
 	}
 	if len(m.Description) > maxDescription || strings.ContainsFunc(m.Description, func(r rune) bool { return r != '\n' && unprintable(r) }) {

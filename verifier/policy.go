@@ -40,6 +40,7 @@ const (
 	bindExact      = "exact"
 	bindRepository = "repository"
 	bindNone       = "none"
+	bindRemap      = "remap"
 )
 
 const (
@@ -59,10 +60,11 @@ type policyFile struct {
 	Trust   trustFile   `yaml:"trust"`
 	// Grants are in capabilities.yaml now; the key is known to be refused in words
 	// that say so.
-	Grants        map[string][]string `yaml:"grants"`
-	Revocation    revocationSet       `yaml:"revocation"`
-	OnUnfetchable string              `yaml:"on_unfetchable" allowed:"defer|deny"`
-	Staging       stagingFile         `yaml:"attestation_required"`
+	Grants          map[string][]string `yaml:"grants"`
+	Revocation      revocationSet       `yaml:"revocation"`
+	MinimumVersions map[string]string   `yaml:"minimum_versions" scalar:"any"`
+	OnUnfetchable   string              `yaml:"on_unfetchable" allowed:"defer|deny"`
+	Staging         stagingFile         `yaml:"attestation_required"`
 }
 
 type scopeFile struct {
@@ -73,7 +75,8 @@ type scopeFile struct {
 	IdentityPatterns   []identityFile `yaml:"identity_patterns"`
 	UnsignedContainers string         `yaml:"unsigned_containers" allowed:"allow|deny"`
 	UnsignedAgents     string         `yaml:"unsigned_agents" allowed:"allow|deny"`
-	Binding            string         `yaml:"binding" allowed:"exact|repository|none"`
+	Binding            string         `yaml:"binding" allowed:"exact|repository|remap|none"`
+	Remap              []remapFile    `yaml:"remap"`
 	Level              string         `yaml:"level" allowed:"strict|permissive|audit"`
 }
 
@@ -110,6 +113,7 @@ type Policy struct {
 	grace       time.Duration
 	unfetchable string
 	staging     staging
+	minimum     map[string]string // version by agent id
 }
 
 // CRLSource says where an issuer's revocation list comes from: exactly one of
@@ -135,6 +139,7 @@ type scope struct {
 	unsignedAgents     bool
 	binding            string
 	level              lenience
+	remap              []remapping
 }
 
 // identities is a set of e-mail addresses in normal form, or everyone.
@@ -196,6 +201,7 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		grace:       c.duration("revocation.grace", f.Revocation.Grace, maxGrace),
 		unfetchable: c.choice("on_unfetchable", f.OnUnfetchable, Defer),
 		staging:     c.staging(f.Staging),
+		minimum:     c.minimumVersions("minimum_versions", f.MinimumVersions),
 	}
 	names, patterns := map[string]bool{}, map[string]bool{}
 	for i, s := range f.Scopes {
@@ -254,6 +260,7 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 		}
 		out.patterns = append(out.patterns, p)
 	}
+	out.remap = c.remap(key("remap"), s.Binding, s.Remap, out.patterns)
 	if len(s.Stores) == 0 {
 		c.fail(key("stores"), "is required: the trust stores that hold for the scope")
 	}

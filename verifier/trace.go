@@ -52,6 +52,7 @@ const (
 	StepAttestation = "attestation" // found, canonical, well formed
 	StepSignature   = "signature"   // the first certificate's key signed it
 	StepAgent       = "agent"       // it is for this id and version
+	StepReleases    = "releases"    // no minimum version and no release list forbids it
 	StepScope       = "scope"       // which statement of the policy decides
 	StepChain       = "chain"       // link by link to a root of the scope's stores
 	StepIdentity    = "identity"    // who signed is one whom the scope names
@@ -63,7 +64,7 @@ const (
 )
 
 var steps = []string{
-	StepDigest, StepAttestation, StepSignature, StepAgent, StepScope, StepChain,
+	StepDigest, StepAttestation, StepSignature, StepAgent, StepReleases, StepScope, StepChain,
 	StepIdentity, StepValidity, StepRevocation, StepBinding, StepTrust, StepOutcome,
 }
 

@@ -284,6 +284,9 @@ func (j *judge) judge() error {
 	if (j.policy.Exempt(a.Digest) || j.policy.Exempt(j.in.Index)) && !isWASM(a) {
 		return j.check("scope", nil, "exempt by digest")
 	}
+	if err := j.releases(att, a); err != nil {
+		return err
+	}
 	j.scope = j.policy.scope(j.name)
 	if j.scope == nil {
 		return j.check("scope", j.outside(a, att), "outside all scopes")
@@ -419,6 +422,9 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	j.trace.note("mode", "%s", j.scope.binding)
 	j.trace.note("attested", "%s, version %s", att.Subject.Repository, att.Subject.Version)
 	j.trace.note("reference", "%s", j.in.Reference)
+	if j.scope.binding == bindRemap {
+		j.trace.note("expected", "%s", j.scope.signedAs(j.name.Repository))
+	}
 	if err := j.hold(fromAudit, "binding", j.binding(att), "%s", j.scope.binding); err != nil {
 		return err
 	}
@@ -560,8 +566,13 @@ func (j *judge) binding(att *Attestation) error {
 	if att.Subject.Repository == "" {
 		return fault.New(fault.BindingMismatch, "attestation", "names no repository, which the scope %q requires", j.scope.name)
 	}
-	if j.name.Repository != imageref.NormalRepository(att.Subject.Repository) {
-		return fault.New(fault.BindingMismatch, "attestation", "is for %s, not for %s", att.Subject.Repository, orUnknown(j.name.Repository))
+	want := j.scope.signedAs(j.name.Repository)
+	if want != imageref.NormalRepository(att.Subject.Repository) {
+		as := orUnknown(j.name.Repository)
+		if want != j.name.Repository {
+			as = fmt.Sprintf("%s, as which the scope %q takes %s", want, j.scope.name, as)
+		}
+		return fault.New(fault.BindingMismatch, "attestation", "is for %s, not for %s", att.Subject.Repository, as)
 	}
 	// A reference by digest alone names exactly one artifact already.
 	if j.scope.binding == bindExact && j.name.Tag != "" && j.name.Tag != att.Subject.Version {

@@ -35,6 +35,8 @@ const (
 	Revoked           Reason = "revoked"
 	OutsideValidity   Reason = "outside-validity"
 	BindingMismatch   Reason = "binding-mismatch"
+	VersionTooLow     Reason = "version-too-low"
+	Withdrawn         Reason = "withdrawn"
 	RevocationUnknown Reason = "revocation-unknown"
 	PolicyInvalid     Reason = "policy-invalid"
 	PolicyDenied      Reason = "policy-denied"
@@ -96,6 +98,8 @@ var Table = []Row{
 	{Revoked, errdefs.ErrPermissionDenied, ExitDenied, 14, "a certificate was revoked"},
 	{OutsideValidity, errdefs.ErrPermissionDenied, ExitDenied, 15, "a certificate or attestation is expired or not yet valid"},
 	{BindingMismatch, errdefs.ErrPermissionDenied, ExitDenied, 16, "the attestation is for another agent, version or repository"},
+	{VersionTooLow, errdefs.ErrPermissionDenied, ExitDenied, 16, "the agent is below the minimum version"},
+	{Withdrawn, errdefs.ErrPermissionDenied, ExitDenied, 16, "a signed release list denies the release"},
 	{RevocationUnknown, errdefs.ErrPermissionDenied, ExitDenied, 17, "revocation could not be checked"},
 	{PolicyInvalid, errdefs.ErrPermissionDenied, ExitDenied, 18, "the policy is missing or cannot be read"},
 	{PolicyDenied, errdefs.ErrPermissionDenied, ExitDenied, 19, "the policy does not allow it"},

@@ -96,3 +96,33 @@ func (p Pattern) Specificity(repository string) int {
 	}
 	return 0
 }
+
+// Move gives the repository that a pattern of the same kind has in the place of one
+// that this pattern covers: what * would stand for stays. False means that this
+// pattern does not cover the repository, or is of another kind.
+func (p Pattern) Move(repository string, to Pattern) (string, bool) {
+	switch {
+	case !p.CanMove(to) || p.Specificity(repository) == 0:
+		return "", false
+	case p.prefix != "":
+		return to.prefix + repository[len(p.prefix):], true
+	}
+	return to.text, true
+}
+
+// CanMove tells whether [Pattern.Move] has a meaning: both are one repository, or
+// both everything below a path.
+func (p Pattern) CanMove(to Pattern) bool {
+	return !p.all && !to.all && (p.prefix == "") == (to.prefix == "")
+}
+
+// Covers tells whether p covers every repository that q covers.
+func (p Pattern) Covers(q Pattern) bool {
+	if p.all || q.all {
+		return p.all
+	}
+	if q.prefix != "" {
+		return p.prefix != "" && strings.HasPrefix(q.prefix, p.prefix)
+	}
+	return p.Specificity(q.text) > 0
+}
