@@ -97,13 +97,27 @@ func tooLow(id, version string, minimum map[string]string, by string) error {
 // whoever signed it.
 func (j *judge) withdrawn(att *Attestation, a *oci.Artifact) error {
 	id, version := release(att, a)
-	if id == "" {
-		return nil
-	}
 	if least, ok := j.policy.minimum[id]; ok {
 		j.trace.note("minimum version", "%s", least)
 	}
-	return tooLow(id, version, j.policy.minimum, "the policy")
+	if err := tooLow(id, version, j.policy.minimum, "the policy"); err != nil {
+		return err
+	}
+	if len(j.policy.releases) > 0 {
+		if _, err := j.roots(); err != nil {
+			return err
+		}
+	}
+	for _, s := range j.policy.releases {
+		l, err := j.list(s)
+		if err != nil {
+			return err
+		}
+		if err := l.denies("release list "+s.name, id, version, att, a); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // releases is the step that withdrawn decides.

@@ -187,6 +187,7 @@ type node struct {
 	policy string
 	root   []byte // CRL; nil for none
 	agent  []byte // CRL; nil for none
+	state  string // for release lists; "" for none
 	clock  func() time.Time
 }
 
@@ -214,7 +215,7 @@ func (n *node) verifier(tb testing.TB) *Verifier {
 		}
 		lists = append(lists, ix)
 	}
-	v, err := New(Config{Policy: policy(tb, n.policy), Stores: map[string]*Store{"agents": agents}, Revocation: lists, Clock: n.clock})
+	v, err := New(Config{Policy: policy(tb, n.policy), Stores: map[string]*Store{"agents": agents}, Revocation: lists, State: n.state, Clock: n.clock})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -62,6 +62,7 @@ type policyFile struct {
 	// that say so.
 	Grants          map[string][]string `yaml:"grants"`
 	Revocation      revocationSet       `yaml:"revocation"`
+	Releases        []releasesFile      `yaml:"releases"`
 	MinimumVersions map[string]string   `yaml:"minimum_versions" scalar:"any"`
 	OnUnfetchable   string              `yaml:"on_unfetchable" allowed:"defer|deny"`
 	Staging         stagingFile         `yaml:"attestation_required"`
@@ -114,6 +115,7 @@ type Policy struct {
 	unfetchable string
 	staging     staging
 	minimum     map[string]string // version by agent id
+	releases    []releaseSource
 }
 
 // CRLSource says where an issuer's revocation list comes from: exactly one of
@@ -202,6 +204,7 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		unfetchable: c.choice("on_unfetchable", f.OnUnfetchable, Defer),
 		staging:     c.staging(f.Staging),
 		minimum:     c.minimumVersions("minimum_versions", f.MinimumVersions),
+		releases:    c.releases("releases", f.Releases),
 	}
 	names, patterns := map[string]bool{}, map[string]bool{}
 	for i, s := range f.Scopes {
@@ -370,11 +373,14 @@ func (p *Policy) Exempt(d digest.Digest) bool { return p.exempt[d] }
 // CRLs are the configured sources of revocation lists.
 func (p *Policy) CRLs() []CRLSource { return slices.Clone(p.crls) }
 
-// stores are the names of all trust stores that some scope names, sorted.
+// stores are the names of all trust stores that the policy names, sorted.
 func (p *Policy) stores() []string {
 	var names []string
 	for _, s := range p.scopes {
 		names = append(names, s.stores...)
+	}
+	for _, r := range p.releases {
+		names = append(names, r.stores...)
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

@@ -166,6 +166,10 @@ func FuzzParsePolicy(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	f.Add(remapPolicy + "minimum_versions: {mentatlab.echo: 1.0.0}\n")
+	f.Add(testPolicy + "releases: [{name: a, file: a.json, stores: [a], identities: [\"email:a@example.com\"]}]\n")
+	f.Add(strings.Replace(testPolicy, "    binding: exact", "    level: audit\n    identity_patterns: [{issuer: \"CN=A\", email: \"*@b.example\"}]", 1))
+	state := f.TempDir()
 	f.Fuzz(func(t *testing.T, text string) {
 		p, err := ParsePolicy("p", []byte(text))
 		if err != nil {
@@ -181,7 +185,7 @@ func FuzzParsePolicy(f *testing.F) {
 		for _, name := range p.stores() {
 			stores[name] = root
 		}
-		v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, Clock: testpki.Clock})
+		v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, State: state, Clock: testpki.Clock})
 		if err != nil {
 			t.Fatal(err)
 		}

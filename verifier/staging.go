@@ -194,6 +194,7 @@ func (l lookedBack) See(now time.Time) (time.Time, error) {
 func (v *Verifier) At(t time.Time) *Verifier {
 	c := *v
 	c.clock = func() time.Time { return t }
+	c.looking = true
 	if v.seen != nil {
 		c.seen = lookedBack{v.seen}
 	}

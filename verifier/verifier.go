@@ -29,6 +29,8 @@ type Verifier struct {
 	roots      func() (map[string]*x509.CertPool, error) // by scope name
 	revocation RevocationSource
 	seen       SeenTime
+	state      string
+	looking    bool // at another time than now: nothing is remembered
 	clock      func() time.Time
 	rules      digest.Digest
 }
@@ -44,6 +46,9 @@ type Config struct {
 	Revocation RevocationSource
 	// Seen may be nil; then a policy's enforcement date counts as past.
 	Seen SeenTime
+	// State is the directory in which release lists are remembered; required for a
+	// policy that names some.
+	State string
 	// Clock is required.
 	Clock func() time.Time
 }
@@ -53,12 +58,15 @@ func New(c Config) (*Verifier, error) {
 	if c.Clock == nil {
 		return nil, fault.New(fault.Internal, "verifier", "has no clock")
 	}
-	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, seen: c.Seen, clock: c.Clock}
+	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, seen: c.Seen, state: c.State, clock: c.Clock}
 	if c.Policy == nil {
 		return v, nil
 	}
 	if c.Revocation == nil {
 		return nil, fault.New(fault.PolicyInvalid, "verifier", "has a policy but no revocation data")
+	}
+	if len(c.Policy.releases) > 0 && c.State == "" {
+		return nil, fault.New(fault.PolicyInvalid, "verifier", "has release lists and no directory to remember them in")
 	}
 	rules := sha256.New()
 	fmt.Fprintf(rules, "%s\x00", c.Policy.digest)
@@ -70,6 +78,16 @@ func New(c Config) (*Verifier, error) {
 			}
 			for _, root := range store.roots {
 				fmt.Fprintf(rules, "%q %d %x\x00", s.name, len(root.Raw), root.Raw)
+			}
+		}
+	}
+	for _, r := range c.Policy.releases {
+		for _, name := range r.stores {
+			if c.Stores[name] == nil {
+				return nil, fault.New(fault.PolicyInvalid, "release list "+r.name, "names the trust store %q, which does not exist", name)
+			}
+			for _, root := range c.Stores[name].roots {
+				fmt.Fprintf(rules, "releases %q %d %x\x00", r.name, len(root.Raw), root.Raw)
 			}
 		}
 	}
@@ -121,7 +139,7 @@ func Open(cfg nodeconfig.Verify, clock func() time.Time) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), Clock: clock})
+	v, err := New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), State: cfg.State, Clock: clock})
 	if err == nil {
 		// Every gate opens a verifier for every decision, so that the time is seen even
 		// where nothing depends on it yet. Where it cannot be, a judgement says so.

@@ -53,6 +53,8 @@ const (
 	CertificatePEMBytes = 16 * KiB
 	// CRLBytes bounds a certificate revocation list.
 	CRLBytes = 32 * MiB
+	// ReleasesBytes bounds a signed release list.
+	ReleasesBytes = 4 * MiB
 	// Verdicts bounds the verdicts that a node remembers.
 	Verdicts = 4096
 	// PolicyBytes bounds a policy or node configuration file.

@@ -138,7 +138,7 @@ func checkPolicy(path string, strict bool) (checkedPolicy, error) {
 }
 
 var (
-	policyKey     = regexp.MustCompile(`(?m)^(scopes|outside|exempt|trust|revocation|on_unfetchable|attestation_required|grants):`)
+	policyKey     = regexp.MustCompile(`(?m)^(scopes|outside|exempt|trust|revocation|on_unfetchable|attestation_required|minimum_versions|releases|grants):`)
 	capabilityKey = regexp.MustCompile(`(?m)^(rules|network|llm|media|extensions|sandbox):`)
 )
 

@@ -113,17 +113,22 @@ flags name others. A key variable or file may hold the certificates too.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.manifest, "manifest", "", "the agent's manifest `FILE`, instead of an argument")
-	cmd.Flags().StringVar(&o.cert, "cert", "", "the signing certificate and its chain, a PEM `FILE`, leaf first")
-	cmd.Flags().StringVar(&o.key, "key", "", "the signing key, a PEM `FILE`")
-	cmd.Flags().StringVar(&o.keyEnv, "key-env", "", "the environment `VARIABLE` with the signing key as PEM text")
+	o.addKey(cmd)
 	cmd.Flags().StringVar(&o.algorithm, "algorithm", "", "the signature `ALGORITHM`: SHA256withRSA, SHA256withRSA-PSS or SHA256withECDSA (default: by the key)")
 	cmd.Flags().StringVar(&o.repository, "repository", "", "bind the attestation to this `REPOSITORY` (default: that of the manifest's image)")
 	cmd.Flags().DurationVar(&o.validFor, "valid-for", 0, "end the attestation after this `DURATION`, before its certificate ends")
-	o.pass.add(cmd)
 	o.build.remote.add(cmd)
 	a.outputs(cmd)
 	a.progresses(cmd)
 	return cmd
+}
+
+// addKey adds the flags that say what to sign with.
+func (o *signOptions) addKey(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.cert, "cert", "", "the signing certificate and its chain, a PEM `FILE`, leaf first")
+	cmd.Flags().StringVar(&o.key, "key", "", "the signing key, a PEM `FILE`")
+	cmd.Flags().StringVar(&o.keyEnv, "key-env", "", "the environment `VARIABLE` with the signing key as PEM text")
+	o.pass.add(cmd)
 }
 
 func (o *signOptions) check(cmd *cobra.Command) error {

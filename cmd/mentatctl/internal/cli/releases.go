@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
+	"github.com/mentatlab/mentat/internal/atomicfile"
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/verifier"
+)
+
+func (a *app) trustCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "trust",
+		Short: "Make and carry what nodes trust by",
+		Long: `Make the signed files by which nodes decide: release lists, which withdraw releases
+that are still well signed.`,
+		Example: `  mentatctl trust releases --minimum acme.reporter=1.4.2 releases.json`,
+		Args:    subcommandWanted,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.trustReleasesCmd())
+	return cmd
+}
+
+type releasesResult struct {
+	display.Header
+	File     string            `json:"file"`
+	Signer   string            `json:"signer"`
+	Releases verifier.Releases `json:"releases"`
+}
+
+func (r *releasesResult) Text(w *display.Writer) {
+	w.Line("signed %s", r.File)
+	w.Field("number", "%d", r.Releases.Number)
+	w.Field("signer", "%s", r.Signer)
+	w.Field("next update", "%s", r.Releases.NextUpdate)
+	var minimum []string
+	for _, id := range slices.Sorted(maps.Keys(r.Releases.MinimumVersions)) {
+		minimum = append(minimum, id+" "+r.Releases.MinimumVersions[id])
+	}
+	w.List("minimum", minimum)
+	w.Field("denied", "%d payloads, %d modules", len(r.Releases.DeniedPayloads), len(r.Releases.DeniedModules))
+}
+
+type releasesOptions struct {
+	sign     signOptions
+	minimum  []string
+	payloads []string
+	modules  []string
+	next     time.Duration
+	empty    bool
+}
+
+func (a *app) trustReleasesCmd() *cobra.Command {
+	var o releasesOptions
+	cmd := &cobra.Command{
+		Use:   "releases FILE",
+		Short: "Sign a release list: what must not run any more",
+		Long: `Sign a release list, or the next one: what FILE withdraws already stays withdrawn,
+what flags name is added, and the number grows. Nodes whose policy names the list
+refuse what it withdraws, and never go back to one with a lower number.
+
+A payload is the digest of the signed bytes, which mentatctl inspect and the verdict
+show (signed_digest); it stays the same however a signature is encoded.`,
+		Example: `  mentatctl trust releases --minimum acme.reporter=1.4.2 releases.json
+  mentatctl trust releases --deny-module sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 releases.json
+  mentatctl trust releases --next-update 720h releases.json`,
+		Args: wantArgs(1, 1, "the list's file"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.sign.check(cmd); err != nil {
+				return err
+			}
+			r, err := a.releases(cmd.Context(), args[0], &o)
+			if err != nil {
+				return err
+			}
+			return a.printer().Result(r)
+		},
+	}
+	cmd.Flags().StringArrayVar(&o.minimum, "minimum", nil, "the lowest version of an agent that may run, `ID=VERSION`; may be repeated")
+	cmd.Flags().StringArrayVar(&o.payloads, "deny-payload", nil, "deny what was signed with this `DIGEST`; may be repeated")
+	cmd.Flags().StringArrayVar(&o.modules, "deny-module", nil, "deny the module with this `DIGEST`; may be repeated")
+	cmd.Flags().DurationVar(&o.next, "next-update", 7*24*time.Hour, "how long the list counts: after it, and the policy's grace, every agent is refused (`DURATION`)")
+	cmd.Flags().BoolVar(&o.empty, "empty", false, "begin a list, or its next number, that withdraws nothing but what flags name")
+	o.sign.addKey(cmd)
+	a.outputs(cmd)
+	return cmd
+}
+
+func (a *app) releases(ctx context.Context, path string, o *releasesOptions) (*releasesResult, error) {
+	next := verifier.Releases{}
+	data, err := limits.ReadFile(path, limits.ReleasesBytes)
+	switch {
+	case err == nil:
+		old, err := verifier.ReadReleases(path, data)
+		if err != nil {
+			return nil, err
+		}
+		next.Number = old.Number
+		if !o.empty {
+			next = *old
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fault.Wrap(err, fault.NotFound, path, "cannot read the release list")
+	}
+	next.Number++
+	if err := o.amend(&next); err != nil {
+		return nil, err
+	}
+	now := a.now()
+	next.NextUpdate = now.Add(o.next).UTC().Format(shownTime)
+	key, chain, err := a.signingKey(ctx, &o.sign)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := verifier.SignReleases(next, key, chain, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.Write(path, signed, 0o644); err != nil {
+		return nil, fault.Wrap(err, fault.Internal, path, "cannot write the release list")
+	}
+	return &releasesResult{Header: display.Head("trust-releases"), File: path, Signer: signerName(chain[0]), Releases: next}, nil
+}
+
+// amend adds what flags withdraw.
+func (o *releasesOptions) amend(r *verifier.Releases) error {
+	for _, s := range o.minimum {
+		id, version, ok := strings.Cut(s, "=")
+		if !ok {
+			return fault.New(fault.Usage, "--minimum", "%q is not of the form ID=VERSION", s)
+		}
+		if r.MinimumVersions == nil {
+			r.MinimumVersions = map[string]string{}
+		}
+		r.MinimumVersions[id] = version
+	}
+	for _, list := range []struct {
+		flag string
+		from []string
+		to   *[]digest.Digest
+	}{{"--deny-payload", o.payloads, &r.DeniedPayloads}, {"--deny-module", o.modules, &r.DeniedModules}} {
+		for _, s := range list.from {
+			d, err := digest.Parse(s)
+			if err != nil {
+				return fault.New(fault.Usage, list.flag, "%q is not a digest", s)
+			}
+			*list.to = append(*list.to, d)
+		}
+		slices.Sort(*list.to)
+		*list.to = slices.Compact(*list.to)
+	}
+	return nil
+}
