@@ -63,6 +63,10 @@ const (
 const (
 	// Handles bounds the open handles of one run (abi.md, rule 2).
 	Handles = 256
+	// GuestFiles bounds the descriptors that one run may have open.
+	GuestFiles = 512
+	// PathBytes bounds a path that a guest names, as the system bounds it.
+	PathBytes = 4096
 	// InputBytes bounds the input of one run.
 	InputBytes = 64 * MiB
 	// OutputBytes bounds what one run may write as output.
