@@ -120,15 +120,14 @@ func (o *opening) system() int {
 // that alone may do something; should it come in between, it is closed again and
 // nobody has waited.
 func (g *Guest) open(o opening) (*descriptor, Errno) {
-	fd, st, e := g.lookAt(o.dir.fd, o.path, o.follow)
-	switch {
-	case e == Success:
-		_ = unix.Close(fd) // it was only looked at
-		if e := o.judge(&st); e != Success {
-			return nil, e
+	const fresh = openCreate | openExclusive
+	if o.oflags&fresh != fresh {
+		if fd, st, e := g.lookAt(o.dir.fd, o.path, o.follow); e == Success {
+			_ = unix.Close(fd) // it was only looked at
+			if e := o.judge(&st); e != Success {
+				return nil, e
+			}
 		}
-	case e != NoEnt || o.oflags&openCreate == 0:
-		return nil, e
 	}
 	mode := uint64(0)
 	if o.oflags&openCreate != 0 {
@@ -138,6 +137,7 @@ func (g *Guest) open(o opening) (*descriptor, Errno) {
 	if err != nil {
 		return nil, errnoOf(err)
 	}
+	var st unix.Stat_t
 	d := &descriptor{kind: regular, fd: fd, list: -1, readOnly: o.dir.readOnly, read: o.read, write: o.write, flags: o.flags}
 	if err := unix.Fstat(fd, &st); err != nil {
 		_ = unix.Close(fd) // nothing was written
@@ -195,8 +195,12 @@ func fdFdstatSetFlags(c *Call) Errno {
 
 // fdFdstatSetRights changes nothing: how a file was opened does not change.
 func fdFdstatSetRights(c *Call) Errno {
-	if _, e := c.descriptor(0); e != Success {
+	d, e := c.descriptor(0)
+	switch {
+	case e != Success:
 		return e
+	case d.stream():
+		return BadF
 	}
 	return NotSup
 }

@@ -40,17 +40,19 @@ func (c *Call) look(dir, flags, path int) (fd int, st unix.Stat_t, e Errno) {
 	if e != Success {
 		return -1, st, e
 	}
-	how, ok := uint32(0), true
+	followed := false
 	if flags >= 0 {
-		if how, ok = c.flags(flags, follow); !ok {
+		how, ok := c.flags(flags, follow)
+		if !ok {
 			return -1, st, Inval
 		}
+		followed = how&follow != 0
 	}
 	name, e := c.text(path)
 	if e != Success {
 		return -1, st, e
 	}
-	return c.g.lookAt(d.fd, name, how&follow != 0)
+	return c.g.lookAt(d.fd, name, followed)
 }
 
 func (g *Guest) lookAt(dir int, path string, follow bool) (fd int, st unix.Stat_t, e Errno) {
@@ -78,36 +80,39 @@ type place struct {
 	slash bool
 }
 
-// place finds the place that a path names, with the parameters of a directory and
-// of the path. dots is the answer to a path that ends in "." or "..", which name no
-// place.
-func (c *Call) place(d *descriptor, path int, dots Errno) (p place, e Errno) {
-	text, e := c.text(path)
+// place finds the place that the path at parameter i names in a directory. dots is
+// the answer to a path that ends in "." or "..", which names none.
+func (c *Call) place(d *descriptor, i int, dots Errno) (p place, e Errno) {
+	path, e := c.text(i)
 	if e != Success {
 		return p, e
 	}
-	trimmed := strings.TrimRight(text, "/")
 	switch {
-	case text == "":
+	case path == "":
 		return p, NoEnt
-	case text[0] == '/':
+	case path[0] == '/':
 		return p, Perm
 	}
-	parent, name := "", trimmed
-	if i := strings.LastIndexByte(trimmed, '/'); i >= 0 {
-		parent, name = trimmed[:i], trimmed[i+1:]
+	parent, name := "", strings.TrimRight(path, "/")
+	p.slash = name != path
+	if i := strings.LastIndexByte(name, '/'); i >= 0 {
+		parent, name = name[:i], name[i+1:]
 	}
-	p = place{dir: d.fd, name: name, slash: trimmed != text}
+	if name == "." || name == ".." {
+		fd, _, e := c.g.lookAt(d.fd, path, true)
+		if e != Success {
+			return p, e
+		}
+		_ = unix.Close(fd) // only looked at
+		return p, dots
+	}
+	p.dir, p.name = d.fd, name
 	if parent != "" {
 		fd, err := c.g.beneath(d.fd, parent, unix.O_PATH|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return p, errnoOf(err)
 		}
 		p.dir, p.own = fd, true
-	}
-	if name == "." || name == ".." {
-		p.close()
-		return p, dots
 	}
 	return p, Success
 }
@@ -118,8 +123,7 @@ func (p *place) close() {
 	}
 }
 
-// directory says whether there is a directory in the place; what is there else, or
-// that nothing is, is an error.
+// directory is the answer to a call that needs a directory in the place.
 func (p *place) directory() Errno {
 	var st unix.Stat_t
 	if err := unix.Fstatat(p.dir, p.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -131,13 +135,14 @@ func (p *place) directory() Errno {
 	return Success
 }
 
-// fresh checks a place in which something is to be made that is no directory.
+// fresh is the answer to a call that is to make something that is no directory.
 func (p *place) fresh() Errno {
 	if !p.slash {
 		return Success
 	}
-	if e := p.directory(); e != Success {
-		return e
+	e := p.directory()
+	if e == Success || e == NotDir {
+		return Exist
 	}
-	return Exist
+	return e
 }
