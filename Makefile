@@ -39,7 +39,7 @@ OLDTOOL  := github.com/containerd/containerd/v2/cmd/containerd
 MODULES  := $(patsubst %/go.mod,%,$(filter-out tools/%,$(wildcard sdk/*/go.mod agents/*/go.mod)))
 UNIT     = $$(go list ./... | grep -v '^$(MODULE)/integration')
 # Packages with goroutines of their own.
-RACE     := ./aot/... ./bundle/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/... ./host/...
+RACE     := ./aot/... ./bundle/... ./shim/... ./oci/... ./verifier/... ./cmd/mentatctl/internal/... ./cmd/mentat-verifier/... ./host/... ./capability/... ./node/...
 FUZZTIME ?= 10s
 RUNTESTS := go run ./scripts/runtests -skips scripts/skips.txt --
 

@@ -81,12 +81,12 @@ func compareCompute(ctx context.Context, h *hostProgram, c *compiler, name strin
 	if err != nil {
 		return Result{}, err
 	}
-	doc, err := h.document(ctx, name, module, nil)
+	words, err := h.command(ctx, h.program, name, module, nil)
 	if err != nil {
 		return Result{}, err
 	}
 	return compare(runs, processorTime,
-		func() *exec.Cmd { return exec.CommandContext(ctx, h.program, "run", "--document", doc) },
+		func() *exec.Cmd { return exec.CommandContext(ctx, words[0], words[1:]...) },
 		func() *exec.Cmd { return exec.CommandContext(ctx, native) })
 }
 
@@ -104,14 +104,14 @@ func compareFiles(ctx context.Context, h *hostProgram, c *compiler, runs int, bl
 	if err := makeFiles(dir); err != nil {
 		return Result{}, err
 	}
-	doc, err := h.document(ctx, "files", module, func(d *hostdoc.Document) {
+	words, err := h.command(ctx, h.program, "files", module, func(d *hostdoc.Document) {
 		d.Preopens = []hostdoc.Preopen{{Host: dir, Guest: "/data"}}
 	})
 	if err != nil {
 		return Result{}, err
 	}
 	return compare(runs, wallTime,
-		func() *exec.Cmd { return exec.CommandContext(ctx, h.program, "run", "--document", doc) },
+		func() *exec.Cmd { return exec.CommandContext(ctx, words[0], words[1:]...) },
 		func() *exec.Cmd {
 			cmd := exec.CommandContext(ctx, native)
 			cmd.Dir = dir

@@ -52,13 +52,14 @@ func newHost(m *machine, dir, program string) (*hostProgram, error) {
 	return h, err
 }
 
-// document compiles a module and writes the document of its runs.
-func (h *hostProgram) document(ctx context.Context, name string, module []byte, edit func(*hostdoc.Document)) (string, error) {
+// command compiles a module and writes the document of its runs; it is the
+// command line of a program that runs it, locked as in a container.
+func (h *hostProgram) command(ctx context.Context, program, name string, module []byte, edit func(*hostdoc.Document)) ([]string, error) {
 	entry, err := h.cache.Module(ctx, digest.FromBytes(module), func() (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(module)), nil
 	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	doc := hostdoc.Document{
 		Agent:    hostdoc.Agent{ID: "org.example." + name, Version: "1.0.0", Module: digest.FromBytes(module).String(), Trust: "signed"},
@@ -69,12 +70,13 @@ func (h *hostProgram) document(ctx context.Context, name string, module []byte, 
 	if edit != nil {
 		edit(&doc)
 	}
+	path := filepath.Join(h.dir, name+".json")
+	doc.Lock = doc.LeastLock(path)
 	data, err := doc.Marshal()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	path := filepath.Join(h.dir, name+".json")
-	return path, os.WriteFile(path, data, 0o600)
+	return hostdoc.Command(program, path, doc.Lock), os.WriteFile(path, data, 0o600)
 }
 
 // measureHost runs mentat-host by itself, without a container around it, on
@@ -84,15 +86,13 @@ func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	document := func(name string, module []byte) (string, error) { return h.document(ctx, name, module, nil) }
-	host := h.program
-	first, err := document("first", guestFirst)
+	first, err := h.command(ctx, h.program, "first", guestFirst, nil)
 	if err != nil {
 		return nil, err
 	}
 	var ours, floor []float64
 	for i := range 10 * (pairs + 1) {
-		a, err := firstByte(exec.CommandContext(ctx, host, "run", "--document", first))
+		a, err := firstByte(exec.CommandContext(ctx, first[0], first[1:]...))
 		if err != nil {
 			return nil, err
 		}
@@ -113,13 +113,13 @@ func measureHost(ctx context.Context, m *machine, pairs int) ([]Result, error) {
 		{"idle", "mentat-host: PSS idle in read, 1 s after start", guestIdle},
 		{"idle-wasi", "mentat-host: the same, WASI command in fd_read", guestIdleWASI},
 	} {
-		path, err := document(guest.name, guest.module)
+		words, err := h.command(ctx, h.program, guest.name, guest.module, nil)
 		if err != nil {
 			return results, err
 		}
 		var sizes []float64
 		for range min(pairs, idleRuns) {
-			size, err := idlePSS(exec.CommandContext(ctx, host, "run", "--document", path))
+			size, err := idlePSS(exec.CommandContext(ctx, words[0], words[1:]...))
 			if err != nil {
 				return results, err
 			}

@@ -56,7 +56,7 @@ func measureServe(ctx context.Context, m *machine, pairs int) (_ []Result, err e
 	if err != nil {
 		return nil, err
 	}
-	doc, err := h.document(ctx, "request", module, func(d *hostdoc.Document) {
+	words, err := h.command(ctx, program, "request", module, func(d *hostdoc.Document) {
 		d.Serve = &hostdoc.Serve{Listen: "127.0.0.1:0", Socket: 3, Concurrent: serveClients, Queue: 64, BufferBytes: limits.ServeBuffers}
 		d.Limits.DeadlineMillis, d.Limits.InputBytes, d.Limits.MemoryBytes = 10_000, limits.DefaultServeBody, limits.MiB
 	})
@@ -67,7 +67,7 @@ func measureServe(ctx context.Context, m *machine, pairs int) (_ []Result, err e
 	if err != nil {
 		return nil, err
 	}
-	ours, err := startServer(program, "run", "--document", doc)
+	ours, err := startServer(words[0], words[1:]...)
 	if err != nil {
 		return nil, err
 	}

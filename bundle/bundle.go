@@ -210,9 +210,10 @@ func (p *Preparer) prepare(ctx context.Context, req Request, note *note) (*Resul
 		id: req.ID, dir: req.Dir, stdin: req.Stdin, closed: req.Closed,
 		reference: c.Image, artifact: found, verdict: verdict,
 		host: p.host, netHost: p.netHost, module: entry.Path,
-		grant: grant(capabilities, verdict, c.Image, found, spec.Spec),
-		node:  p.nodeOf(capabilities),
-		note:  note,
+		grant:  grant(capabilities, verdict, c.Image, found, spec.Spec),
+		node:   p.nodeOf(capabilities),
+		bounds: p.Config.Sandbox,
+		note:   note,
 	}
 	if err := run.apply(spec, held, &side); err != nil {
 		return nil, err

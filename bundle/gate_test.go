@@ -614,9 +614,7 @@ func TestADualImageIsWASMWhateverItsArgumentsAre(t *testing.T) {
 		if got := w.document().Args; !slices.Equal(got, tc.want) {
 			t.Errorf("%q became %q, want %q", tc.given, got, tc.want)
 		}
-		if got := w.spec().Process.Args; !slices.Equal(got, hostArgs) {
-			t.Errorf("the container runs %q", got)
-		}
+		safeCommand(t, w.spec().Process.Args)
 	}
 }
 

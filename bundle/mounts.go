@@ -13,6 +13,7 @@ import (
 
 	"github.com/mentatlab/mentat/capability"
 	"github.com/mentatlab/mentat/internal/hostdoc"
+	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest"
 )
 
@@ -35,6 +36,9 @@ const sharedMemory = "/dev/shm"
 
 // managerFiles are what container managers bind into every container.
 var managerFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", sharedMemory, terminationLog}
+
+// nameFiles are those of them by which names become addresses.
+var nameFiles = []string{"/etc/hosts", "/etc/resolv.conf"}
 
 // destination is where the runtime mounts m, however it is spelled.
 func destination(m specs.Mount) string { return path.Clean("/" + m.Destination) }
@@ -248,19 +252,31 @@ func (r *wasmRun) devices() []specs.Mount {
 // it, whatever a privileged one is given.
 func kernelMount(m specs.Mount) specs.Mount {
 	switch destination(m) {
-	case "/dev", "/dev/pts":
+	case "/dev":
+		// What the runtime makes there is there before it becomes read-only.
+		return restricted(m, "nosuid", "noexec", "ro")
+	case "/dev/pts":
 		return restricted(m, "nosuid", "noexec")
 	}
 	return restricted(m, "nosuid", "noexec", "nodev")
 }
 
+// A temporary directory holds as many files as there are shares of its size, and
+// no fewer than this.
+const (
+	fileShare  = 16 * limits.KiB
+	leastFiles = 64
+)
+
 // tempDirs are the granted temporary directories, each with its size.
 func (r *wasmRun) tempDirs() []specs.Mount {
 	var mounts []specs.Mount
 	for _, at := range slices.Sorted(maps.Keys(r.grant.TempDirs)) {
+		size := r.grant.TempDirs[at]
 		mounts = append(mounts, specs.Mount{
 			Type: "tmpfs", Source: "tmpfs", Destination: at,
-			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", r.grant.TempDirs[at])},
+			// A file costs the container memory that its size does not show.
+			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", size), fmt.Sprintf("nr_inodes=%d", max(leastFiles, size/fileShare))},
 		})
 	}
 	return mounts

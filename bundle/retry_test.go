@@ -125,8 +125,9 @@ func TestASpecificationThatWasWrittenAnewIsTheOriginal(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.dir, specName), append(w.bytes(specName), ' '), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	taken := strings.Join(w.spec().Process.Args, " ")
 	w.again()
-	if got := w.document(); got.Input.Text != strings.Join(hostArgs, " ") {
+	if got := w.document(); got.Input.Text != taken || !strings.HasPrefix(taken, strings.Join(hostArgs, " ")) {
 		t.Errorf("the document is %+v", got)
 	}
 }

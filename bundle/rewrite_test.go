@@ -65,7 +65,7 @@ func safe(t testing.TB, data []byte, dir string) {
 	private := filepath.Join(dir, "mentat")
 	p, l := spec.Process, spec.Linux
 	want := &specs.Process{
-		Args: hostArgs, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true,
+		Args: p.Args, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}, NoNewPrivileges: true,
 		Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 256, Soft: 256}, {Type: "RLIMIT_CORE"}},
 		// What a container manager decides is kept.
 		Terminal: p.Terminal, ConsoleSize: p.ConsoleSize, User: specs.User{UID: p.User.UID, GID: p.User.GID},
@@ -74,8 +74,12 @@ func safe(t testing.TB, data []byte, dir string) {
 	if !reflect.DeepEqual(p, want) {
 		t.Errorf("the process is\n%s\nwant\n%s", encode(t, p), encode(t, want))
 	}
+	safeCommand(t, p.Args)
 	if spec.Root.Path != filepath.Join(private, "root") || !spec.Root.Readonly {
 		t.Errorf("the root is %+v", spec.Root)
+	}
+	if !slices.Equal(l.Namespaces[len(l.Namespaces)-5:], ownNamespaces(nil)) {
+		t.Errorf("the namespaces are %+v", l.Namespaces)
 	}
 	if len(l.Devices) != 0 || l.RootfsPropagation != "" {
 		t.Errorf("devices %v, propagation %q", l.Devices, l.RootfsPropagation)
@@ -87,7 +91,7 @@ func safe(t testing.TB, data []byte, dir string) {
 	if res.Pids == nil || *res.Pids.Limit != 16 || res.Memory == nil || *res.Memory.Limit < limits.MinContainerMemory {
 		t.Errorf("pids %+v, memory %+v", res.Pids, res.Memory)
 	}
-	for _, key := range []string{"pids.max", "memory.max"} {
+	for _, key := range []string{"pids.max", "memory.max", "cpu.max"} {
 		if _, ok := res.Unified[key]; ok {
 			t.Errorf("%s is set behind the limits' back", key)
 		}
@@ -108,6 +112,28 @@ func safe(t testing.TB, data []byte, dir string) {
 		}
 	}
 	safeMounts(t, spec.Mounts, private)
+}
+
+// safeCommand holds the host's command line, and with it the lock, to what the
+// tests' agents are ever granted.
+func safeCommand(t testing.TB, args []string) {
+	t.Helper()
+	if len(args) < 6 || !slices.Equal(args[:4], hostArgs) || args[4] != "lock" {
+		t.Fatalf("the command line is %q", args)
+	}
+	for _, word := range args[5:] {
+		kind, path, _ := strings.Cut(word, "=")
+		granted := path == "/run/mentat/state" || path == "/run/mentat/audit" || path == "/dev/termination-log" || path == "/scratch" || path == "/vols" || strings.HasPrefix(path, "/vols/")
+		if kind == "read" {
+			granted = granted || path == "/run/mentat/host.json" || path == "/run/mentat/module.cwasm" || path == "/run/mentat/input" ||
+				path == "/data" || strings.HasPrefix(path, "/data/")
+		} else if kind != "write" {
+			granted = false
+		}
+		if !granted {
+			t.Errorf("the lock leaves %q", word)
+		}
+	}
 }
 
 func safeMounts(t testing.TB, mounts []specs.Mount, private string) {
@@ -211,7 +237,7 @@ func TestAnOrdinarySpecificationIsRewritten(t *testing.T) {
 	if !slices.Equal(at, want) {
 		t.Errorf("mounts %q, want %q", at, want)
 	}
-	if spec.Linux.Seccomp == nil || len(spec.Linux.Namespaces) != 3 || len(spec.Linux.UIDMappings) != 1 {
+	if spec.Linux.Seccomp == nil || spec.Linux.Namespaces[0].Type != specs.UserNamespace || len(spec.Linux.UIDMappings) != 1 {
 		t.Errorf("the container's own walls are gone: %s", encode(t, spec.Linux))
 	}
 	for file, mode := range map[string]fs.FileMode{
@@ -343,7 +369,7 @@ func TestNothingOfAHostileSpecificationReachesTheHost(t *testing.T) {
 
 const w0 = "/var/lib/kubelet/pods/x/containers/c/y"
 
-func TestHooksAndNamespacesStay(t *testing.T) {
+func TestHooksAndNamesStay(t *testing.T) {
 	hooks := &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/usr/bin/nerdctl", Args: []string{"nerdctl", "internal", "oci-hook"}}}, Poststop: []specs.Hook{{Path: "/x"}}}
 	w := rewritten(t, "", func(s *specs.Spec) {
 		s.Hooks, s.Hostname = hooks, "host"
@@ -566,9 +592,9 @@ func TestMemoryFollowsManifestAndLimit(t *testing.T) {
 		{"the container's limit", 0, 100 * mib, 90 * mib, 100 * mib},
 		{"a small limit", 0, 32 * mib, 24 * mib, 32 * mib},
 		{"the smallest limit", 0, 12 * mib, 4 * mib, 12 * mib},
-		{"a manifest smaller than the limit", 16, 100 * mib, 16 * mib, 100 * mib},
+		{"a manifest smaller than the limit", 16, 100 * mib, 16 * mib, 32 * mib},
 		{"a manifest larger than the limit", 512, 100 * mib, 90 * mib, 100 * mib},
-		{"a limit that is none", 64, math.MaxInt64 - 4095, 64 * mib, math.MaxInt64 - 4095},
+		{"a limit that is none", 64, math.MaxInt64 - 4095, 64 * mib, 80 * mib},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			extra := ""
@@ -603,6 +629,7 @@ func TestLimitsThatCannotHoldTheHostAreRefused(t *testing.T) {
 		"one process":             {specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(1)}}, fault.ResourceLimit},
 		"nearly enough processes": {specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(15)}}, fault.ResourceLimit},
 		"memory by file":          {specs.LinuxResources{Unified: map[string]string{"memory.max": "max"}}, fault.Unsupported},
+		"processor by file":       {specs.LinuxResources{Unified: map[string]string{"cpu.max": "max"}}, fault.Unsupported},
 		"processes by file":       {specs.LinuxResources{Unified: map[string]string{"pids.max": "max"}}, fault.Unsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -672,6 +699,30 @@ func TestTheDocumentSpeaksAsTheContainerIs(t *testing.T) {
 	}
 	if p := w.spec().Process; !p.Terminal || p.ConsoleSize.Width != 80 {
 		t.Errorf("process %+v", p)
+	}
+}
+
+func TestTheHostIsLockedIntoWhatTheDocumentNames(t *testing.T) {
+	w := rewritten(t, asking, func(s *specs.Spec) {
+		s.Mounts = append(s.Mounts,
+			specs.Mount{Destination: "/data", Type: "bind", Source: t.TempDir(), Options: []string{"bind"}},
+			specs.Mount{Destination: "/vols", Type: "bind", Source: t.TempDir(), Options: []string{"bind"}},
+			specs.Mount{Destination: terminationLog, Type: "bind", Source: w0, Options: []string{"bind"}},
+			specs.Mount{Destination: "/etc/resolv.conf", Type: "bind", Source: w0, Options: []string{"bind"}})
+	})
+	doc := w.document()
+	want := &hostdoc.Lock{Read: []string{"/run/mentat/host.json", "/run/mentat/module.cwasm", "/data"}, Write: []string{"/vols", "/run/mentat/state", terminationLog, "/run/mentat/audit"}}
+	if !reflect.DeepEqual(doc.Lock, want) {
+		t.Errorf("the lock is %+v, want %+v", doc.Lock, want)
+	}
+	if args := w.spec().Process.Args; !slices.Equal(args, hostdoc.Command(hostdoc.HostPath, hostdoc.Path, want)) {
+		t.Errorf("the command line is %q", args)
+	}
+	// Where it may dial it must find addresses, by the files that are there.
+	doc.Network = &hostdoc.Network{Mode: hostdoc.NetworkRestricted}
+	l := lock(doc, w.spec())
+	if !l.Dial || !slices.Contains(l.Read, "/etc/resolv.conf") || slices.Contains(l.Read, "/etc/hosts") {
+		t.Errorf("with a network the lock is %+v", l)
 	}
 }
 

@@ -116,9 +116,9 @@ func needs(doc *hostdoc.Document) int64 {
 // and its file system another.
 func threads(doc *hostdoc.Document) int64 {
 	if s := doc.Serve; s != nil {
-		return maxPids + 2*int64(s.Concurrent)
+		return limits.HostThreads + 2*int64(s.Concurrent)
 	}
-	return maxPids
+	return limits.HostThreads
 }
 
 // files are the descriptors that a server needs beside those of a run: its

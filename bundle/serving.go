@@ -174,7 +174,7 @@ func makeMediaDir(dir string) error {
 		return nil
 	}
 	if err == nil {
-		err = os.Chmod(dir, 0o777|fs.ModeSticky) //nolint:gosec // see above: what is around it is closed
+		err = os.Chmod(dir, 0o777|fs.ModeSticky)
 	}
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, dir, "cannot make the media store")

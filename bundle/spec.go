@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -22,7 +21,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
-	"github.com/mentatlab/mentat/manifest"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 )
@@ -45,16 +44,7 @@ const (
 	inputEnv        = "MENTAT_INPUT"
 	// terminationLog is where Kubernetes reads a container's last words.
 	terminationLog = "/dev/termination-log"
-	// maxPids holds the host's threads; with fewer the engine's thread pool and
-	// Go's runtime abort without a word.
-	maxPids = 16
-	// maxOpenFiles is the host's RLIMIT_NOFILE, minOpenFiles what it needs.
-	maxOpenFiles = 256
-	minOpenFiles = 32
-	// cpuPeriod is the length of a quota's period in microseconds, the kernel's
-	// own default.
-	cpuPeriod = 100_000
-	specBytes = 16 * limits.MiB
+	specBytes      = 16 * limits.MiB
 )
 
 // Prepared tells whether a bundle was rewritten to run a WASM agent.
@@ -208,6 +198,8 @@ type wasmRun struct {
 	module    string
 	grant     capability.Grant
 	node      servingNode
+	// bounds are the node's on every agent.
+	bounds    nodeconfig.Sandbox
 	provision provision
 	note      *note
 	// inputMount is what holds the input, nil without a file.
@@ -253,6 +245,9 @@ func (r *wasmRun) plan(spec *specs.Spec) (p plan, err error) {
 		return p, fault.New(fault.Usage, filepath.Join(r.dir, specName), "process, root and linux are required")
 	}
 	if p.owners, err = ownersOf(spec); err != nil {
+		return p, err
+	}
+	if err := r.limitTempDirs(); err != nil {
 		return p, err
 	}
 	doc, err := r.document(spec)
@@ -310,8 +305,7 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	}
 	if agent := r.artifact.Agent; agent != nil {
 		doc.Agent.ID, doc.Agent.Version = agent.ID, agent.Version
-		// Rounded up: a deadline under a millisecond must not become none.
-		doc.Limits.DeadlineMillis = (agent.Deadline() + time.Millisecond - 1).Milliseconds()
+		doc.Limits.DeadlineMillis = millis(agent.Deadline())
 	}
 	if r.verdict.Signer != nil {
 		doc.Agent.Signer = r.verdict.Signer.Email
@@ -328,7 +322,24 @@ func (r *wasmRun) document(spec *specs.Spec) (*hostdoc.Document, error) {
 	if err := r.serving(spec, doc); err != nil {
 		return nil, err
 	}
-	return doc, r.provide(spec, doc)
+	if err := r.provide(spec, doc); err != nil {
+		return nil, err
+	}
+	r.bound(doc)
+	doc.Lock = lock(doc, spec)
+	return doc, nil
+}
+
+// lock is what the host locks itself into: the document's own needs, and the
+// files by which it finds addresses where it may.
+func lock(doc *hostdoc.Document, spec *specs.Spec) *hostdoc.Lock {
+	l := doc.LeastLock(hostdoc.Path)
+	for _, name := range nameFiles {
+		if l.Dial && slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return isManagers(m) && destination(m) == name }) {
+			l.Read = append(l.Read, name)
+		}
+	}
+	return l
 }
 
 // args are the container's arguments after the image's program, which is the
@@ -384,25 +395,6 @@ func (r *wasmRun) input(spec *specs.Spec, args []string) (hostdoc.Input, error) 
 		return hostdoc.Input{Kind: hostdoc.InputText, Text: strings.Join(args[1:], " ")}, nil
 	}
 	return hostdoc.Input{Kind: hostdoc.InputStdin}, nil
-}
-
-// memory is what the guest may use: the smallest of manifest, container limit
-// and default.
-func (r *wasmRun) memory(spec *specs.Spec) (int64, error) {
-	guest := int64(limits.DefaultGuestMemory)
-	if r.artifact.Agent != nil && r.artifact.Agent.MemoryLimit() > 0 {
-		guest = r.artifact.Agent.MemoryLimit()
-	}
-	res := spec.Linux.Resources
-	if res == nil || res.Memory == nil || res.Memory.Limit == nil || *res.Memory.Limit <= 0 {
-		return guest, nil
-	}
-	c := *res.Memory.Limit
-	if c < limits.MinContainerMemory {
-		return 0, fault.New(fault.ResourceLimit, r.id, "the container's memory limit of %d bytes cannot hold the agent's host, which needs %d", c, limits.MinContainerMemory).
-			WithHint("raise the container's memory limit")
-	}
-	return min(guest, c-max(limits.MinHostShare, c/10)), nil
 }
 
 func (r *wasmRun) writePrivate(p plan) error {
@@ -507,7 +499,7 @@ func hostID(id uint32, maps []specs.LinuxIDMapping) (int, bool) {
 // rewrite replaces, not merges, what the container was given: the process of a
 // WASM agent is ours, and nothing a user set may reach it.
 func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
-	files, err := r.openFiles(files(doc))
+	files, err := r.openFiles(doc)
 	if err != nil {
 		return err
 	}
@@ -516,7 +508,7 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 		Terminal:        given.Terminal,
 		ConsoleSize:     given.ConsoleSize,
 		User:            specs.User{UID: given.User.UID, GID: given.User.GID},
-		Args:            []string{hostdoc.HostPath, "run", "--document", hostdoc.Path},
+		Args:            hostdoc.Command(hostdoc.HostPath, hostdoc.Path, doc.Lock),
 		Cwd:             "/",
 		Capabilities:    &specs.LinuxCapabilities{},
 		NoNewPrivileges: true,
@@ -541,6 +533,7 @@ func (r *wasmRun) rewrite(spec *specs.Spec, doc *hostdoc.Document) error {
 	l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
 	l.MaskedPaths = union(l.MaskedPaths, maskedPaths)
 	l.ReadonlyPaths = union(l.ReadonlyPaths, readonlyPaths)
+	l.Namespaces = ownNamespaces(l.Namespaces)
 	if err := r.limit(l.Resources, doc); err != nil {
 		return err
 	}
@@ -569,78 +562,6 @@ func union(a, b []string) []string {
 	all := slices.Concat(a, b)
 	slices.Sort(all)
 	return slices.Compact(all)
-}
-
-// limit keeps a memory limit that is there and sets what the agent needs where
-// there is none; of the limits on processes the tighter holds.
-func (r *wasmRun) limit(res *specs.LinuxResources, doc *hostdoc.Document) error {
-	// The runtime writes these last, over the limits that are set here.
-	for _, key := range []string{"memory.max", "pids.max"} {
-		if _, ok := res.Unified[key]; ok {
-			return fault.New(fault.Unsupported, r.id, "a limit as the cgroup file %s cannot be weighed against what the agent needs", key).
-				WithHint("set it as the container's memory or pids limit")
-		}
-	}
-	if res.Memory == nil {
-		res.Memory = &specs.LinuxMemory{}
-	}
-	if res.Memory.Limit == nil || *res.Memory.Limit <= 0 {
-		total := needs(doc)
-		res.Memory.Limit = &total
-	}
-	pids := threads(doc)
-	if given := res.Pids; given != nil && given.Limit != nil && *given.Limit > 0 && *given.Limit < pids {
-		return fault.New(fault.ResourceLimit, r.id, "a pids limit of %d cannot hold the agent's host, which needs %d threads", *given.Limit, pids).
-			WithHint("raise the container's pids limit")
-	}
-	res.Pids = &specs.LinuxPids{Limit: &pids}
-	r.limitCPU(res)
-	return nil
-}
-
-// resources is what the signed manifest says of them, nil if nothing.
-func (r *wasmRun) resources() *manifest.Resources {
-	if a := r.artifact.Agent; a != nil && a.Sandbox != nil {
-		return a.Sandbox.Resources
-	}
-	return nil
-}
-
-// limitCPU sets the manifest's quota unless the container's is tighter.
-func (r *wasmRun) limitCPU(res *specs.LinuxResources) {
-	quota := int64(r.resources().CPUQuotaMillis()) * (cpuPeriod / 1000)
-	if quota == 0 {
-		return
-	}
-	if res.CPU == nil {
-		res.CPU = &specs.LinuxCPU{}
-	}
-	if given := res.CPU.Quota; given != nil && *given > 0 {
-		period := int64(cpuPeriod)
-		if res.CPU.Period != nil && *res.CPU.Period > 0 {
-			period = int64(*res.CPU.Period)
-		}
-		if float64(*given)/float64(period) <= float64(quota)/cpuPeriod {
-			return
-		}
-	}
-	period := uint64(cpuPeriod)
-	res.CPU.Quota, res.CPU.Period = &quota, &period
-}
-
-// openFiles is the host's limit of open files: the manifest's, if it is lower.
-// A server needs more.
-func (r *wasmRun) openFiles(more uint64) (uint64, error) {
-	said := r.resources()
-	most, least := maxOpenFiles+more, minOpenFiles+more
-	switch {
-	case said == nil || said.FileDescriptors == 0 || uint64(said.FileDescriptors) >= most:
-		return most, nil
-	case uint64(said.FileDescriptors) < least:
-		return 0, fault.New(fault.ResourceLimit, r.id, "the manifest's file_descriptors of %d cannot hold the agent's host, which needs %d", said.FileDescriptors, least).
-			WithHint("raise sandbox.resources.file_descriptors")
-	}
-	return uint64(said.FileDescriptors), nil
 }
 
 // The kernel's files that containers do not see unless privileged (the lists

@@ -2,6 +2,7 @@ package docs
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mentatlab/mentat/capability/audit"
+	"github.com/mentatlab/mentat/capability/policy"
 	"github.com/mentatlab/mentat/host/serve"
 	"github.com/mentatlab/mentat/internal/arch"
 	"github.com/mentatlab/mentat/internal/fault"
@@ -298,6 +301,74 @@ func TestExamplePoliciesAreAccepted(t *testing.T) {
 		if _, err := verifier.ParsePolicy("policy.yaml", []byte(text)); err != nil {
 			t.Errorf("%s: %v", at, err)
 		}
+	}
+}
+
+func TestExampleCapabilityPoliciesAreAcceptedAndHaveNoFindings(t *testing.T) {
+	for at, text := range examples(t, "capabilities") {
+		p, err := policy.Parse("capabilities.yaml", []byte(text))
+		if err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		for _, f := range p.Check() {
+			t.Errorf("%s: %+v", at, f)
+		}
+	}
+}
+
+func TestPolicyPageNamesEveryKeyOfCapabilities(t *testing.T) {
+	page := read(t, "policy.md")
+	for _, key := range policy.Keys() {
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		if !strings.Contains(page, name+":") && !strings.Contains(page, "`"+name+"`") && !strings.Contains(page, "."+name+"`") {
+			t.Errorf("policy.md says nothing of %s", key)
+		}
+	}
+}
+
+func TestTheExecutionRecordOfThePageIsOne(t *testing.T) {
+	for at, text := range examples(t, "execution") {
+		var e audit.Execution
+		dec := json.NewDecoder(strings.NewReader(text))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&e); err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		again, err := json.MarshalIndent(&e, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a, b any
+		if json.Unmarshal(again, &a) != nil || json.Unmarshal([]byte(text), &b) != nil || fmt.Sprint(a) != fmt.Sprint(b) {
+			t.Errorf("%s: the program writes\n%s", at, again)
+		}
+	}
+}
+
+func TestTheServicesUnitRunsACommandThatIsThere(t *testing.T) {
+	unit := read(t, "../deploy/systemd/mentat-node.service")
+	m := regexp.MustCompile(`(?m)^ExecStart=/usr/local/bin/mentatctl (.*)$`).FindStringSubmatch(unit)
+	if m == nil {
+		t.Fatal("the unit starts nothing of ours")
+	}
+	help := read(t, "mentatctl.md")
+	if !strings.Contains(help, "\n## mentatctl "+m[1]+"\n") {
+		t.Errorf("there is no command mentatctl %s", m[1])
+	}
+	config, err := nodeconfig.Parse("/etc/mentat/config.toml", []byte(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What it writes by default it may write under ProtectSystem=strict.
+	for _, path := range []string{config.Audit.Spool, config.Audit.Log, config.Verify.State} {
+		if !strings.HasPrefix(path, "/var/lib/mentat/") || !strings.Contains(unit, "StateDirectory=mentat\n") {
+			t.Errorf("the unit keeps the service from writing %s", path)
+		}
+	}
+	if !strings.HasPrefix(config.Service.Listen, "unix:/run/mentat/") || !strings.Contains(unit, "RuntimeDirectory=mentat\n") {
+		t.Errorf("the unit keeps the service from listening at %s", config.Service.Listen)
 	}
 }
 

@@ -41,18 +41,18 @@ func newAuthority(doc *hostdoc.Document) (*authority, error) {
 	return a, nil
 }
 
-// judge says whether the grants cover c and by which rule; if not, why and what
-// would help.
-func (a *authority) judge(c manifest.Capability) (rule string, refused *backend.Refusal) {
+// judge says whether the grants cover c and by which rule, and which rules in dry
+// run would deny it; if they do not, why and what would help.
+func (a *authority) judge(c manifest.Capability) (rule string, dryRun []string, refused *backend.Refusal) {
 	said := a.set.Request(c)
 	if said.Allowed {
-		return said.Rule, nil
+		return said.Rule, said.DryRun, nil
 	}
 	hint := said.Hint
 	if hint == "" {
 		hint = fmt.Sprintf("the rule %q decided: `mentatctl policy explain` tells more", said.Rule)
 	}
-	return "", &backend.Refusal{Code: backend.Denied, Reason: said.Reason, Rule: said.Rule, Hint: hint}
+	return "", nil, &backend.Refusal{Code: backend.Denied, Reason: said.Reason, Rule: said.Rule, Hint: hint}
 }
 
 // opened is a capability that the guest has opened.
@@ -74,7 +74,8 @@ func requestCapability(c *call) bool {
 		return false
 	}
 	s := c.s
-	want, err := manifest.ParseCapability(string(name))
+	// What is longer is no capability; the parser says so, and need not see it all.
+	want, err := manifest.ParseCapability(string(name[:min(len(name), limits.CapabilityArgsBytes)]))
 	if err != nil {
 		return c.fails(codeInvalid, detail{Reason: err.Error()})
 	}
@@ -85,11 +86,12 @@ func requestCapability(c *call) bool {
 	case len(args) > 0 && !isObject(args):
 		return c.fails(codeInvalid, detail{Capability: text, Reason: "the arguments are not a JSON object in UTF-8"})
 	}
-	rule, refused := s.p.authority.judge(want)
+	rule, dryRun, refused := s.p.authority.judge(want)
 	if refused != nil {
 		s.decided(text, "", false, refused.Rule, refused.Reason)
 		return c.refuses(text, refused)
 	}
+	s.counted(text, "", dryRun)
 	serve := s.backends[want.Kind]
 	if serve == nil {
 		s.decided(text, "", true, rule, "")

@@ -19,6 +19,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
 )
 
 // fake is a backend under a test's control.
@@ -165,6 +166,45 @@ func TestAnswersComeInTheABIsFrame(t *testing.T) {
 	e := r.executions[0]
 	if len(r.executions) != 1 || e.Run != "i1" || e.Exit.Status != 0 || e.Checks != 3 || e.Grants != 3 || e.Denials != 0 || e.MemoryBytes != 65536 ||
 		len(e.Requested) != 1 || e.Requested[0] != granted || e.OutputBytes == 0 || e.Began.IsZero() || e.Duration <= 0 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// A rule in dry run is told of what it would deny, at the request and at a use, and
+// denies nothing.
+func TestARuleInDryRunIsCounted(t *testing.T) {
+	var d data
+	f := &fake{}
+	f.invoke = func(ctx context.Context, op string, head json.RawMessage, body []byte) (backend.Answer, *backend.Refusal) {
+		used, err := manifest.ParseCapability("network:https:api.example.com/admin")
+		if err != nil {
+			t.Error(err)
+		}
+		backend.Count(ctx, used, []string{"no-admin"})
+		backend.Count(ctx, used, nil)
+		return &fakeAnswer{f: f, Reader: strings.NewReader("")}, nil
+	}
+	o, edit := with(f)
+	r := &records{}
+	o.Recorder = r
+	op := d.at(100, "fetch")
+	setup{wat: asking(`
+    (call $drain (call $invoke_capability (local.get $h) `+op+` (i32.const 0) (i32.const 0)))
+    (i32.const 0)`, &d), o: o, edit: func(doc *hostdoc.Document) {
+		edit(doc)
+		doc.Holes = []hostdoc.Hole{{Capability: granted, Rule: "soon", DryRun: true}}
+	}}.run(t).wants(t, 0, "")
+	var got []string
+	for _, d := range r.decisions {
+		if d.DryRun {
+			got = append(got, fmt.Sprintf("%s %s %q %v %s", d.Run, d.Capability, d.Operation, d.Allowed, d.Rule))
+		}
+	}
+	want := []string{"i1 " + granted + ` "" true soon`, `i1 network:https:api.example.com/admin "use" true no-admin`}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("decisions %q", got)
+	}
+	if e := r.executions[0]; e.Checks != 2 || e.Grants != 2 || e.Denials != 0 {
 		t.Errorf("%+v", e)
 	}
 }

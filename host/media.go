@@ -48,7 +48,7 @@ const mediaRead, mediaWrite = "media:read", "media:write"
 // False has left its code in the result.
 func (c *call) mayUse(access, op string, also *backend.Refusal) bool {
 	want := manifest.Capability{Kind: manifest.KindMedia, Access: access}
-	rule, refused := c.s.p.authority.judge(want)
+	rule, dryRun, refused := c.s.p.authority.judge(want)
 	switch {
 	case refused != nil:
 	case c.s.p.media == nil || c.s.p.doc.Media == nil:
@@ -61,6 +61,7 @@ func (c *call) mayUse(access, op string, also *backend.Refusal) bool {
 		return !c.refuses(want.String(), refused)
 	}
 	c.s.decided(want.String(), op, true, rule, "")
+	c.s.counted(want.String(), op, dryRun)
 	return true
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"github.com/mentatlab/mentat/host/metrics"
 	"github.com/mentatlab/mentat/host/output"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 func recordMetric(c *call) bool {
@@ -16,6 +17,7 @@ func recordMetric(c *call) bool {
 	if !ok {
 		return false
 	}
+	name = name[:min(len(name), limits.MetricNameBytes+1)] // a byte too long is as bad as many
 	if !utf8.Valid(name) {
 		return c.fails(codeInvalid, detail{Reason: "a metric's name is text"})
 	}

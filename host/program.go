@@ -41,6 +41,8 @@ type Options struct {
 	Media media.Store
 	// Metrics takes what guests measure; nil is a registry of the program's own.
 	Metrics *metrics.Registry
+	// Meters tell whoever is added what chats used; nil where nothing chats.
+	Meters *backend.Meters
 	// Recorder keeps decisions and runs; nil records nothing.
 	Recorder Recorder
 	// Locked is called once when everything is loaded, before the guest's first
@@ -112,6 +114,11 @@ func load(doc *hostdoc.Document, o Options, log *logger, reused bool) (_ *Progra
 	if err != nil {
 		return nil, err
 	}
+	threads := limits.EngineThreads
+	if doc.Serve != nil {
+		threads += doc.Serve.Concurrent
+	}
+	eng.LimitThreads(threads)
 	p := &Program{doc: doc, o: o, log: log, reused: reused}
 	defer func() {
 		if err != nil {

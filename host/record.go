@@ -29,6 +29,9 @@ type Decision struct {
 	Allowed   bool
 	// Rule names what decided, Reason says why not; it has no secret in it.
 	Rule, Reason string
+	// DryRun says that Rule decided nothing: it is one in dry run, which would have
+	// denied what was allowed.
+	DryRun bool
 }
 
 // Execution is how a run went.
@@ -59,7 +62,17 @@ const MaxRequested = 64
 func (s *session) decided(capability, operation string, allowed bool, rule, reason string) {
 	s.tally.decide(capability, allowed)
 	if s.p.o.Recorder != nil {
-		s.p.o.Recorder.Decision(Decision{time.Now(), s.id, capability, operation, allowed, rule, reason})
+		s.p.o.Recorder.Decision(Decision{time.Now(), s.id, capability, operation, allowed, rule, reason, false})
+	}
+}
+
+// counted records that rules in dry run would have denied what was allowed.
+func (s *session) counted(capability, operation string, rules []string) {
+	if s.p.o.Recorder == nil {
+		return
+	}
+	for _, rule := range rules {
+		s.p.o.Recorder.Decision(Decision{time.Now(), s.id, capability, operation, true, rule, "the rule would deny it", true})
 	}
 }
 

@@ -205,6 +205,9 @@ func (s *session) guest() (e *end) {
 			e = endOf(fault.Internal, fmt.Sprintf("the host failed: %v", p))
 		}
 	}()
+	if ms := s.p.doc.Limits.CPUMillis; ms > 0 {
+		defer s.meter(time.Duration(ms) * time.Millisecond)()
+	}
 	err := s.run.Instantiate()
 	s.instantiated = time.Since(s.began)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/mentatlab/mentat/host/wasi"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/manifest"
 )
 
 // The ABI's error codes.
@@ -182,7 +183,9 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 	}
 	s.terminals = r.terminals
 	// A cancelled run is asked to end first; what it asked for goes on until then.
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.ctx, s.cancel = context.WithCancel(backend.WithCounter(context.WithoutCancel(ctx), func(used manifest.Capability, rules []string) {
+		s.counted(used.String(), "use", rules)
+	}))
 	for _, refs := range [][]media.Ref{p.given, r.media} {
 		for _, ref := range refs {
 			s.readable[ref] = struct{}{}

@@ -83,7 +83,6 @@ revocation:
 	}
 }
 
-// ref is a name inside the scope.
 // grants makes these rules, a list in YAML, the node's capability policy.
 func (g *guarded) grants(rules string) {
 	g.t.Helper()
@@ -92,6 +91,7 @@ func (g *guarded) grants(rules string) {
 	}
 }
 
+// ref is a name inside the scope.
 func (g *guarded) ref(name string) string { return g.registry.Host + "/agents/" + name + ":1.0.0" }
 
 // sign signs a layout's root in place.

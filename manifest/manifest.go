@@ -103,6 +103,9 @@ func (s source) at(path string) string {
 	return strictyaml.Position(s.file, s.lines.Of(path))
 }
 
+// Keys are all keys of a manifest, as [strictyaml.Keys] names them.
+func Keys() []string { return strictyaml.Keys(Manifest{}) }
+
 // Where says where the value at path was written, as "file:line"; of a manifest
 // that came in an artifact it is the path itself.
 func (m *Manifest) Where(path string) string { return m.source.at(path) }
@@ -168,9 +171,11 @@ type Network struct {
 type Resources struct {
 	MemoryLimit Size `yaml:"memory_limit" json:"memory_limit,omitzero"`
 	// CPUQuota is processor time a second, like "1000ms/s".
-	CPUQuota        string `yaml:"cpu_quota" json:"cpu_quota,omitempty"`
-	FileDescriptors int    `yaml:"file_descriptors" json:"file_descriptors,omitempty"`
-	ProcessCount    int    `yaml:"process_count" json:"process_count,omitempty"`
+	CPUQuota string `yaml:"cpu_quota" json:"cpu_quota,omitempty"`
+	// CPUTime bounds one run's processor time.
+	CPUTime         Duration `yaml:"cpu_time" json:"cpu_time,omitzero"`
+	FileDescriptors int      `yaml:"file_descriptors" json:"file_descriptors,omitempty"`
+	ProcessCount    int      `yaml:"process_count" json:"process_count,omitempty"`
 }
 
 // CPUQuotaMillis is [Resources.CPUQuota] in milliseconds of processor time a
@@ -181,6 +186,15 @@ func (r *Resources) CPUQuotaMillis() int {
 	}
 	n, _ := quotaMillis(r.CPUQuota)
 	return n
+}
+
+// CPUTime bounds one run's processor time; 0 means that the manifest says
+// nothing.
+func (m *Manifest) CPUTime() time.Duration {
+	if m.Sandbox == nil || m.Sandbox.Resources == nil {
+		return 0
+	}
+	return time.Duration(m.Sandbox.Resources.CPUTime)
 }
 
 // WASMAgent reports whether the agent has a module to run.

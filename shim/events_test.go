@@ -21,48 +21,66 @@ func (p slowPublisher) Publish(context.Context, string, events.Event) error {
 
 func (slowPublisher) Close() error { return nil }
 
-func TestADeletionWaitsForItsEvent(t *testing.T) {
-	p := slowPublisher{let: make(chan struct{})}
-	d := newDeliveries(p)
-	wait := d.expect("a")
-	published := make(chan struct{})
-	go func() {
-		defer close(published)
-		for _, e := range []events.Event{&eventstypes.TaskExit{ContainerID: "a"}, &eventstypes.TaskDelete{ContainerID: "b"}, &eventstypes.TaskDelete{ContainerID: "a"}} {
-			if err := d.Publish(t.Context(), "", e); err != nil {
-				t.Error(err)
+func TestADeletionWaitsForItsEvents(t *testing.T) {
+	exit := func(id, process string) events.Event { return &eventstypes.TaskExit{ContainerID: id, ID: process} }
+	deletion := func(id string) events.Event { return &eventstypes.TaskDelete{ContainerID: id} }
+	for name, c := range map[string]struct {
+		started bool
+		events  []events.Event // the last one is what it waits for
+	}{
+		"in order":              {true, []events.Event{exit("a", "a"), deletion("b"), deletion("a")}},
+		"the exit comes last":   {true, []events.Event{deletion("a"), exit("b", "b"), exit("a", "other"), exit("a", "a")}},
+		"it was never started":  {false, []events.Event{exit("b", "b"), deletion("a")}},
+		"another task's events": {true, []events.Event{exit("b", "b"), deletion("b"), deletion("a"), exit("a", "a")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := slowPublisher{let: make(chan struct{})}
+			d := newDeliveries(p)
+			if c.started {
+				d.started("a")
 			}
-		}
-	}()
-	waited := make(chan struct{})
-	go func() {
-		defer close(waited)
-		wait(true)
-	}()
-	for range 2 {
-		p.let <- struct{}{}
-		select {
-		case <-waited:
-			t.Fatal("it did not wait for its own last event")
-		default:
-		}
-	}
-	p.let <- struct{}{}
-	<-published
-	select {
-	case <-waited:
-	case <-time.After(deliveryWait + 10*time.Second):
-		t.Fatal("it waits for ever")
-	}
-	if len(d.waiting) != 0 {
-		t.Errorf("left behind: %v", d.waiting)
+			wait := d.expect("a")
+			published := make(chan struct{})
+			go func() {
+				defer close(published)
+				for _, e := range c.events {
+					if err := d.Publish(t.Context(), "", e); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+			waited := make(chan struct{})
+			go func() {
+				defer close(waited)
+				wait(true)
+			}()
+			for range len(c.events) - 1 {
+				p.let <- struct{}{}
+				select {
+				case <-waited:
+					t.Fatal("it did not wait for all its events")
+				default:
+				}
+			}
+			p.let <- struct{}{}
+			<-published
+			select {
+			case <-waited:
+			case <-time.After(deliveryWait + 30*time.Second):
+				t.Fatal("it waits for ever")
+			}
+			if d.tasks["a"] != nil {
+				t.Errorf("left behind: %+v", d.tasks["a"])
+			}
+		})
 	}
 }
 
 func TestAFailedDeletionWaitsForNothing(t *testing.T) {
 	d := newDeliveries(slowPublisher{})
+	d.started("a")
 	d.expect("a")(false)
-	if len(d.waiting) != 0 {
-		t.Errorf("left behind: %v", d.waiting)
+	if task := d.tasks["a"]; task == nil || !task.started || task.waiting != nil {
+		t.Errorf("left behind: %+v", task)
 	}
 }

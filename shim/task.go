@@ -151,7 +151,11 @@ func (s *service) turn(ctx context.Context) (end func()) {
 // Start waits for its turn.
 func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	defer s.turn(ctx)()
-	return s.TTRPCTaskService.Start(ctx, r)
+	resp, err := s.TTRPCTaskService.Start(ctx, r)
+	if err == nil && r.ExecID == "" {
+		s.deliveries.started(r.ID)
+	}
+	return resp, err
 }
 
 // Kill waits for its turn.
@@ -319,9 +323,11 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	s.mu.Lock()
 	s.deletions++
 	s.mu.Unlock()
+	delivered := s.deliveries.expect(r.ID)
 	end := s.turn(ctx)
 	resp, err := s.TTRPCTaskService.Delete(ctx, r)
 	end()
+	delivered(err == nil)
 	s.mu.Lock()
 	s.deletions--
 	a := s.agents[r.ID]
@@ -331,15 +337,20 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	s.mu.Unlock()
 	if err == nil && a != nil {
 		a.stop()
-		logExit(ctx, r.ID, a.bundle)
+		logExit(ctx, r.ID, a.bundle, resp.GetExitStatus())
 	}
 	return resp, err
 }
 
-func logExit(ctx context.Context, id, dir string) {
+// ownFilter is the status of a host that its own filter of system calls ended.
+const ownFilter = 128 + uint32(syscall.SIGSYS)
+
+func logExit(ctx context.Context, id, dir string, status uint32) {
 	entry := log.G(ctx).WithField("id", id)
 	exit, err := bundle.ReadExit(dir)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && status == ownFilter:
+		entry.Warn("agent ended by its host's own filter: it tried what no agent has a use for")
 	case errors.Is(err, fs.ErrNotExist):
 		entry.Info("agent ended without a record")
 	case err != nil:

@@ -335,6 +335,12 @@ func normalEmail(s string) string {
 	return s[:at] + strings.ToLower(s[at:])
 }
 
+// PolicyKeys are all keys of a policy, as [strictyaml.Keys] names them, but for the
+// one that is only known to be refused.
+func PolicyKeys() []string {
+	return slices.DeleteFunc(strictyaml.Keys(policyFile{}), func(k string) bool { return k == "grants" })
+}
+
 // OnUnfetchable is what the pull gate does with a manifest that it cannot fetch:
 // [Defer] to the gate before a run, or [Deny].
 func (p *Policy) OnUnfetchable() string { return p.unfetchable }

@@ -162,7 +162,7 @@ func (r *Recorder) Decision(c Choice) {
 		return
 	}
 	d := Decision{
-		Timestamp: At(c.Time), EventType: EventDecision, Agent: r.agent, InstanceID: r.instance + "/" + c.Run,
+		Timestamp: At(c.Time), EventType: EventDecision, Agent: r.agent, InstanceID: r.name(c.Run),
 		Capability: Clean(c.Capability), Operation: Clean(c.Operation), Policy: Clean(c.Rule), Result: c.result(), Reason: Clean(c.Reason),
 	}
 	r.mu.Lock()
@@ -185,6 +185,15 @@ func (r *Recorder) Decision(c Choice) {
 		r.put(&counted[i])
 	}
 	r.put(&d)
+}
+
+// name is what a run is called: a host that runs its agent once calls the run what
+// the container is called.
+func (r *Recorder) name(run string) string {
+	if run == "" || run == r.instance {
+		return r.instance
+	}
+	return r.instance + "/" + run
 }
 
 // count keeps a decision that has no record of its own. mu is held.
@@ -238,7 +247,7 @@ func (r *Recorder) Execution(o Outcome) {
 	r.put(&Execution{
 		Timestamp: At(o.Began.Add(o.Duration)), EventType: EventExecution, Agent: r.agent,
 		Execution: Run{
-			InstanceID: r.instance + "/" + o.Run, CapabilitiesRequested: requested,
+			InstanceID: r.name(o.Run), CapabilitiesRequested: requested,
 			MemoryUsedMB: (o.MemoryBytes + limits.MiB - 1) / limits.MiB, ExecutionTimeMS: o.Duration.Milliseconds(), Result: result,
 		},
 		Security: Security{SandboxViolations: o.Violations, PolicyChecks: o.Checks, CapabilityGrants: o.Grants, CapabilityDenials: o.Denials},

@@ -53,7 +53,7 @@ func (s *Spool) tryShared(text []byte, adopt bool) (done bool, err error) {
 	if err != nil {
 		return false, fault.Wrap(err, fault.Unavailable, s.dir, "cannot open the records that wait")
 	}
-	defer f.Close() // and with it the lock
+	defer func() { _ = f.Close() }() // and with it the lock: the write said whether it went well
 	if locked, err := s.lock(f, unix.LOCK_NB); !locked {
 		return false, err
 	}

@@ -114,15 +114,15 @@ func rateNetwork(c manifest.Capability) (Risk, string) {
 		return rateRange(c)
 	}
 	name, wild := strings.CutPrefix(c.Host, "*.")
-	clear := c.Scheme != manifest.SchemeHTTPS
+	plain := c.Scheme != manifest.SchemeHTTPS
 	switch {
 	case wild && !strings.Contains(name, "."):
 		return Critical, "every host of a whole top-level domain"
 	case c.Host == "localhost":
 		return Critical, "the machine's own services"
-	case wild && clear:
+	case wild && plain:
 		return High, "every host below a domain, and what is sent can be read and changed on its way"
-	case clear:
+	case plain:
 		return Medium, "what is sent can be read and changed on its way"
 	case wild:
 		return Medium, "every host below a domain"

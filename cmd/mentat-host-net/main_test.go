@@ -14,13 +14,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
 
+	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/host"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -86,6 +89,8 @@ type run struct {
 	stdout, stderr string
 	status         int
 	exit           hostdoc.Exit
+	// records are the audit log's.
+	records [][]byte
 	// left is everything that the run left in its directory, document and secrets
 	// aside.
 	left string
@@ -112,6 +117,7 @@ func document(t *testing.T, wat string, edit func(*hostdoc.Document)) (path stri
 		Module: filepath.Join(dir, "module.cwasm"), Input: hostdoc.Input{Kind: hostdoc.InputText}, SecretsFile: filepath.Join(dir, "secrets.json"),
 		Limits:    hostdoc.Limits{MemoryBytes: 8 * limits.MiB, InputBytes: limits.MiB, OutputBytes: limits.MiB},
 		LogFormat: "json", ExitFile: filepath.Join(dir, "exit.json"), Termination: filepath.Join(dir, "termination"),
+		Audit: &hostdoc.Audit{Dir: filepath.Join(dir, "audit"), Bytes: limits.AuditRunBytes},
 	}
 	edit(doc)
 	data, err := doc.Marshal()
@@ -119,6 +125,9 @@ func document(t *testing.T, wat string, edit func(*hostdoc.Document)) (path stri
 		t.Fatal(err)
 	}
 	path = filepath.Join(dir, "host.json")
+	if err := os.Mkdir(doc.Audit.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for file, content := range map[string][]byte{doc.Module: compiled, filepath.Join(dir, "secrets.json"): secrets, path: data} {
 		if err := os.WriteFile(file, content, 0o400); err != nil {
 			t.Fatal(err)
@@ -148,6 +157,9 @@ func finished(t *testing.T, path string, cmd *exec.Cmd, out, errs *bytes.Buffer)
 		t.Fatal(err)
 	}
 	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
 		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			t.Fatal(err)
@@ -162,6 +174,15 @@ func finished(t *testing.T, path string, cmd *exec.Cmd, out, errs *bytes.Buffer)
 			r.left += string(data)
 		case "secrets.json", "host.json", "module.cwasm":
 		}
+	}
+	nothing := func(string) (int64, bool) { return 0, false }
+	batch, err := audit.NewSource(filepath.Join(dir, "audit")).Next(1000, nothing)
+	if err != nil || len(batch.Lost)+len(batch.Anomalies) > 0 {
+		t.Errorf("%+v, %v", batch, err)
+	}
+	for _, line := range batch.Lines {
+		r.records = append(r.records, line.Data)
+		r.left += string(line.Data)
 	}
 	return r
 }
@@ -208,10 +229,10 @@ func granted(ca *testnet.CA, capability string) func(*hostdoc.Document) {
 
 func TestAGuestUsesASecretThatShowsNowhere(t *testing.T) {
 	ca := testnet.NewCA(t)
-	arrived := 0
+	var arrived atomic.Int32
 	s := ca.Secure(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") == "Bearer "+canary && r.URL.Query().Get("key") == canary {
-			arrived++
+			arrived.Add(1)
 		}
 		w.Header().Set("X-Echo", r.Header.Get("Authorization"))
 		fmt.Fprintf(w, "you sent %s %v %s", r.RequestURI, r.Header, base64.StdEncoding.EncodeToString([]byte("user:"+canary)))
@@ -243,8 +264,73 @@ func TestAGuestUsesASecretThatShowsNowhere(t *testing.T) {
 			}
 		})
 	}
-	if arrived != 1 {
-		t.Errorf("the secret arrived %d times", arrived)
+	if arrived.Load() != 1 {
+		t.Errorf("the secret arrived %d times", arrived.Load())
+	}
+}
+
+// Every decision and the run itself become records: what was allowed and by which
+// rule, what was denied and why, and what a rule in dry run would have denied.
+func TestARunLeavesItsRecords(t *testing.T) {
+	ca := testnet.NewCA(t)
+	s := ca.Secure(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}), nil, "127.0.0.1")
+	under := func(path string) string { return "network:https:127.0.0.1/32:" + s.Port + path }
+	capability := under("")
+	began := time.Now()
+	for _, c := range []struct {
+		path   string
+		hole   hostdoc.Hole
+		status int
+		want   []string
+		run    audit.Execution
+	}{
+		{"/soon/x", hostdoc.Hole{Capability: "network:*:127.0.0.1/soon", Rule: "no-soon", DryRun: true}, 0, []string{
+			capability + " '' r allowed ''",
+			under("/soon/x") + " 'use' no-soon dry_run 'the rule would deny it'",
+			capability + " 'fetch' r allowed ''",
+			// A connection serves many paths.
+			under("") + " 'use' no-soon dry_run 'the rule would deny it'",
+		}, audit.Execution{Execution: audit.Run{Result: "success"}, Security: audit.Security{PolicyChecks: 2, CapabilityGrants: 2}}},
+		{"/never", hostdoc.Hole{Capability: "network:*:127.0.0.1/never", Rule: "no-never"}, 2, []string{
+			capability + " '' r allowed ''",
+			capability + " 'fetch' no-never denied 'the rule \"no-never\" of the node's policy denies it'",
+		}, audit.Execution{Execution: audit.Run{Result: "failure"}, Security: audit.Security{PolicyChecks: 2, CapabilityGrants: 1, CapabilityDenials: 1}}},
+	} {
+		r := execute(t, guest(capability, "fetch", `{"method":"GET","url":"`+s.At("127.0.0.1", c.path)+`"}`, ""), func(d *hostdoc.Document) {
+			granted(ca, capability)(d)
+			d.Agent.Trust, d.Agent.Signer = "verified", "dev@example.com"
+			d.Holes = []hostdoc.Hole{c.hole}
+		})
+		if r.status != c.status || len(r.records) != len(c.want)+1 {
+			t.Errorf("%s: status %d, records %s\n%s", c.path, r.status, bytes.Join(r.records, nil), r.stderr)
+			continue
+		}
+		// The request is under way when the host tells that it began.
+		var got []string
+		for _, line := range r.records[:len(c.want)] {
+			var d audit.Decision
+			if err := json.Unmarshal(line, &d); err != nil {
+				t.Fatal(err)
+			}
+			if d.EventType != audit.EventDecision || d.InstanceID != "i1" || d.Agent.ID != "test.agent" {
+				t.Errorf("%s: %s", c.path, line)
+			}
+			got = append(got, fmt.Sprintf("%s '%s' %s %s '%s'", d.Capability, d.Operation, d.Policy, d.Result, d.Reason))
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q; want %q", c.path, got, c.want)
+		}
+		var e audit.Execution
+		if err := json.Unmarshal(r.records[len(c.want)], &e); err != nil {
+			t.Fatal(err)
+		}
+		if e.EventType != audit.EventExecution || e.Execution.Result != c.run.Execution.Result || e.Security != c.run.Security ||
+			e.Execution.InstanceID != "i1" || len(e.Execution.CapabilitiesRequested) != 1 || e.Execution.CapabilitiesRequested[0] != capability ||
+			e.Execution.MemoryUsedMB != 1 || e.Agent.Attestation.Signer != "dev@example.com" || e.Timestamp.Before(began.Add(-time.Second)) {
+			t.Errorf("%s: %s", c.path, r.records[len(c.want)])
+		}
 	}
 }
 
@@ -273,7 +359,11 @@ func TestAKilledHostLeavesNoCoreAndNoSecret(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	<-arrived
+	select {
+	case <-arrived:
+	case <-time.After(time.Minute):
+		t.Fatalf("nothing arrives: %s", errs.String())
+	}
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -310,6 +400,9 @@ func TestAGuestChatsWithAModelOfTheNode(t *testing.T) {
 	})
 	if r.status != 0 || !strings.Contains(r.stdout, `{"delta":{"content":"hello ****`) || !strings.HasSuffix(r.stdout, "{\"finish\":\"stop\"}\n") {
 		t.Errorf("status %d, %q\n%s", r.status, r.stdout, r.stderr)
+	}
+	if !strings.Contains(r.stderr, "a chat with m-1 of the provider p used ") || !strings.Contains(r.stderr, "tokens (estimated)") {
+		t.Errorf("nobody is told what the chat used: %s", r.stderr)
 	}
 	if found := leaks(r.stdout + r.stderr + r.left); len(found) > 0 {
 		t.Errorf("the secret shows: %v", found)
@@ -352,7 +445,7 @@ func TestAServiceThatCannotBeOpenedIsReported(t *testing.T) {
 			d.Limits.DeadlineMillis = 1000
 			d.Serve = &hostdoc.Serve{Listen: "256.0.0.1:1", Concurrent: 1, BufferBytes: 1 << 20, DrainMillis: 1}
 		}, fault.Unavailable},
-		"a lock": {func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} }, fault.Unsupported},
+		"a lock that the command line does not know": {func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} }, fault.Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := execute(t, guest(capability, "fetch", "{}", ""), func(d *hostdoc.Document) {

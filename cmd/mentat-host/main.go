@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/mentatlab/mentat/host"
+	"github.com/mentatlab/mentat/host/lock"
 	"github.com/mentatlab/mentat/host/process"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -16,7 +17,7 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "compile" {
 		os.Exit(process.Finish(compile(os.Args[2:])))
 	}
-	os.Exit(process.Main(os.Args[1:], process.Options{Name: "mentat-host"}))
+	os.Exit(process.Main(os.Args[1:], process.Options{Name: "mentat-host", Early: lock.Early, Locked: lock.Enter}))
 }
 
 func compile(args []string) error {

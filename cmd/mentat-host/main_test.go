@@ -308,6 +308,59 @@ func TestRunsThatCannotBegin(t *testing.T) {
 	}
 }
 
+// locked is a document with the narrowest lock, and the words of the command
+// line that go with it.
+func locked(t *testing.T, text string) (doc string, words []string) {
+	t.Helper()
+	doc = document(t, text, nil)
+	d, err := hostdoc.Read(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Lock = d.LeastLock(doc)
+	data, err := d.Marshal()
+	if err == nil {
+		err = errors.Join(os.Remove(doc), os.WriteFile(doc, data, 0o400))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc, hostdoc.Command("", doc, d.Lock)[1:]
+}
+
+func TestALockedHostRunsItsAgent(t *testing.T) {
+	doc, words := locked(t, echo)
+	cmd := command(t, words...)
+	cmd.Stdin = strings.NewReader("to and fro")
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if code := exitCode(t, err); code != 5 || string(out) != "to and fro" || errs.Len() > 0 {
+		t.Errorf("status %d, output %q, stderr %q", code, out, errs.String())
+	}
+	if exit := reported(t, doc); exit.Status != 5 {
+		t.Errorf("reported %+v", exit)
+	}
+}
+
+// Nothing runs that is not held as the document says.
+func TestALockThatTheCommandLineDoesNotSayIsRefused(t *testing.T) {
+	for name, change := range map[string]func([]string) []string{
+		"none":        func(w []string) []string { return w[:3] },
+		"a right":     func(w []string) []string { return append(w, "dial") },
+		"a path":      func(w []string) []string { return append(w, "write=/") },
+		"a path less": func(w []string) []string { return w[:len(w)-1] },
+	} {
+		_, words := locked(t, echo)
+		cmd := command(t, change(words)...)
+		cmd.Stdin = strings.NewReader("x")
+		out, err := cmd.Output()
+		if code := exitCode(t, err); code != fault.ExitHostFailure || len(out) > 0 {
+			t.Errorf("%s: status %d, %q", name, code, out)
+		}
+	}
+}
+
 func TestTheLeanHostRefusesWhatNeedsANetwork(t *testing.T) {
 	for name, edit := range map[string]func(*hostdoc.Document){
 		"network": func(d *hostdoc.Document) { d.Network = &hostdoc.Network{Mode: hostdoc.NetworkFull} },
@@ -317,7 +370,6 @@ func TestTheLeanHostRefusesWhatNeedsANetwork(t *testing.T) {
 			d.Limits.DeadlineMillis = 1000
 			d.Serve = &hostdoc.Serve{Listen: ":0", Concurrent: 1, BufferBytes: 1 << 20, DrainMillis: 1}
 		},
-		"lock": func(d *hostdoc.Document) { d.Lock = &hostdoc.Lock{} },
 	} {
 		doc := document(t, echo, edit)
 		var errs bytes.Buffer

@@ -14,10 +14,11 @@ import (
 // The guests of the transcripts, written as binary by hand so that no compiler
 // is needed.
 var guests = map[string][]byte{
-	"ok":      module(nil, []byte{0x41, 0x00, 0x0b}),                         // process returns 0
-	"seven":   module(nil, []byte{0x41, 0x07, 0x0b}),                         // process returns 7
-	"trap":    module(nil, []byte{0x00, 0x0b}),                               // process traps
-	"forever": module(nil, []byte{0x03, 0x40, 0x0c, 0x00, 0x0b, 0x00, 0x0b}), // process never returns
+	"ok":      module(nil, []byte{0x41, 0x00, 0x0b}),                                     // process returns 0
+	"seven":   module(nil, []byte{0x41, 0x07, 0x0b}),                                     // process returns 7
+	"trap":    module(nil, []byte{0x00, 0x0b}),                                           // process traps
+	"forever": module(nil, []byte{0x03, 0x40, 0x0c, 0x00, 0x0b, 0x00, 0x0b}),             // process never returns
+	"greedy":  module(nil, []byte{0x41, 0xc0, 0x00, 0x40, 0x00, 0x41, 0x7f, 0x46, 0x0b}), // process returns whether 4 MiB more are refused
 	"alien":   module([]string{"wasi_nn", "load", "env", "fork"}, []byte{0x41, 0x00, 0x0b}),
 	"asks":    typed("request_capability", 4),
 	"media":   typed("download_media", 2),

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/cli"
 	"github.com/mentatlab/mentat/verifier/pki"
 )
@@ -72,7 +73,10 @@ func TestTranscripts(t *testing.T) {
 		_, err := pki.Init(dir, pki.InitOptions{Now: time.Now()})
 		return dir, err
 	})
-	host := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir()) })
+	host := sync.OnceValues(func() (string, error) {
+		return buildHost(t.TempDir(), "mentat-host", "../mentat-host", "../mentat-host-net")
+	})
+	probe := sync.OnceValues(func() (string, error) { return buildHost(t.TempDir(), "probe", "../../host/lock/probe") })
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: false,
@@ -112,6 +116,13 @@ func TestTranscripts(t *testing.T) {
 				ts.Check(err)
 				ts.Setenv("MENTAT_HOST", path)
 			},
+			// probe stands in the host's place.
+			"probe": func(ts *testscript.TestScript, _ bool, _ []string) {
+				path, err := probe()
+				ts.Check(err)
+				ts.Setenv("MENTAT_HOST", path)
+			},
+			"records":   writeRecords,
 			"wasm":      writeModule,
 			"agent":     writeAgent,
 			"registry":  startRegistry,
@@ -124,6 +135,19 @@ func TestTranscripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+// writeRecords is `records DIR`: what a preparation leaves in a spool.
+func writeRecords(ts *testscript.TestScript, _ bool, args []string) {
+	at := audit.At(time.Date(2026, 1, 15, 10, 30, 45, 0, time.UTC))
+	agent := audit.Agent{ID: "example.agent", Version: "1.0.0", Runtime: "wasm"}
+	spools := audit.Spools(ts.MkAbs(args[0]))
+	ts.Check(spools.Make())
+	ts.Check(spools.Append(
+		&audit.Admission{Timestamp: at, EventType: audit.EventAdmission, Agent: agent, InstanceID: "c1", Image: "registry.example/a:1", Policy: "agents", Result: audit.Allowed},
+		&audit.Decision{Timestamp: at, EventType: audit.EventDecision, Agent: agent, InstanceID: "c1", Capability: "network:https:evil.example", Operation: "grant", Policy: "none", Result: audit.Denied, Reason: `the rule "none" denies it`},
+		&audit.Decision{Timestamp: at, EventType: audit.EventDecision, Agent: agent, InstanceID: "c1", Capability: "env:A", Policy: "soon", Result: audit.DryRun, Count: 7},
+	))
 }
 
 // goEnvironment lets the go command of a transcript use the caches that are
@@ -144,18 +168,17 @@ func goEnvironment(t *testing.T) []string {
 	return list
 }
 
-// buildHost builds the two hosts, which need a C compiler, and returns the lean
-// one's path.
-func buildHost(dir string) (string, error) {
-	path := filepath.Join(dir, "mentat-host")
-	cmd := exec.Command("go", "build", "-o", dir+"/", "../mentat-host", "../mentat-host-net")
+// buildHost builds the two hosts, or what stands for them, which need a C
+// compiler, and returns the path of the one by that name.
+func buildHost(dir, name string, sources ...string) (string, error) {
+	cmd := exec.Command("go", append([]string{"build", "-o", dir + "/"}, sources...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("cannot build mentat-host: %w: %s", err, stderr.String())
+		return "", fmt.Errorf("cannot build %s: %w: %s", name, err, stderr.String())
 	}
-	return path, nil
+	return filepath.Join(dir, name), nil
 }
 
 // exits is `exits CODE COMMAND [ARGUMENT...]`.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/mentatlab/mentat/manifest"
@@ -79,4 +81,59 @@ type Answer interface {
 	io.Reader
 	// Close ends the call, finished or not.
 	io.Closer
+}
+
+// counterKey finds a run's counter in a context.
+type counterKey struct{}
+
+// WithCounter gives a run's calls a counter: it is told of uses that rules in dry
+// run would have denied, from several goroutines.
+func WithCounter(ctx context.Context, count func(used manifest.Capability, rules []string)) context.Context {
+	return context.WithValue(ctx, counterKey{}, count)
+}
+
+// Count tells the counter of the run that ctx belongs to, if there is one.
+func Count(ctx context.Context, used manifest.Capability, rules []string) {
+	if count, ok := ctx.Value(counterKey{}).(func(manifest.Capability, []string)); ok && len(rules) > 0 {
+		count(used, rules)
+	}
+}
+
+// Usage is what one chat with a model used.
+type Usage struct {
+	// Run is the run's id.
+	Run string
+	// Provider and Model are the node's provider and what the guest asked for.
+	Provider, Model string
+	// Prompt and Completion are tokens. Estimated says that the provider did not
+	// count them, or was not heard to the end.
+	Prompt, Completion int64
+	Estimated          bool
+}
+
+// Meters are told what chats used, by several goroutines at once. The zero value
+// tells nobody.
+type Meters struct {
+	mu    sync.Mutex
+	meter []func(Usage)
+}
+
+// Add adds one that is told from now on.
+func (m *Meters) Add(meter func(Usage)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.meter = append(m.meter, meter)
+}
+
+// Tell tells all of them.
+func (m *Meters) Tell(u Usage) {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	meters := slices.Clone(m.meter)
+	m.mu.Unlock()
+	for _, meter := range meters {
+		meter(u)
+	}
 }

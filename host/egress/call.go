@@ -223,7 +223,7 @@ func (o *opened) exchange(ctx context.Context, r request) (*http.Response, targe
 			return nil, target{}, &backend.Refusal{Code: backend.Limit, Rule: ruleRedirects, Reason: fmt.Sprintf("the host redirects more than %d times", r.redirects)}
 		}
 		from := r.target
-		if r, refusal = o.redirected(r, resp.StatusCode, location); refusal != nil {
+		if r, refusal = o.redirected(ctx, r, resp.StatusCode, location); refusal != nil {
 			return nil, target{}, refusal
 		}
 		// Once a request has left its origin, nothing is added any more.
@@ -275,7 +275,7 @@ func isRedirect(status int) bool {
 var portable = []string{"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "User-Agent"}
 
 // redirected is the request that a redirect asks for, judged.
-func (o *opened) redirected(r request, status int, location string) (request, *backend.Refusal) {
+func (o *opened) redirected(ctx context.Context, r request, status int, location string) (request, *backend.Refusal) {
 	refused := func(reason string) (request, *backend.Refusal) {
 		return request{}, &backend.Refusal{Code: backend.Denied, Rule: ruleRedirects, Reason: reason, Hint: "ask without redirects, and judge where the answer leads"}
 	}
@@ -286,7 +286,7 @@ func (o *opened) redirected(r request, status int, location string) (request, *b
 	if next.scheme == "http" && r.target.scheme == "https" {
 		return refused("the host redirects from https to http")
 	}
-	if refusal := o.check(&next); refusal != nil {
+	if refusal := o.check(ctx, &next); refusal != nil {
 		refusal.Reason = "the host redirects to where the capability does not lead: " + refusal.Reason
 		return request{}, refusal
 	}

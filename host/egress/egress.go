@@ -31,9 +31,6 @@ type Config struct {
 	Resolver dialer.Resolver
 	// Own are this machine's addresses, which count as not public.
 	Own []netip.Addr
-	// DryRun, if not nil, is told of requests that rules in dry run would have
-	// denied.
-	DryRun func(c manifest.Capability, rules []string)
 }
 
 // Backend serves network capabilities ([backend.Backend]).
@@ -44,7 +41,6 @@ type Backend struct {
 	mask       *secret.Mask
 	limits     hostdoc.NetworkLimits
 	queue      *queue.Queue
-	dryRun     func(manifest.Capability, []string)
 	// transport makes a transport that reaches allow besides public addresses.
 	transport func(allow []netip.Prefix) *http.Transport
 	private   []netip.Prefix
@@ -64,7 +60,6 @@ func New(c Config) (*Backend, error) {
 	b := &Backend{
 		limits: n.Limits,
 		queue:  queue.New(n.Limits.Concurrent, limits.QueuedCalls, 4*n.Limits.RequestBytes),
-		dryRun: c.DryRun,
 		pools:  map[string]*http.Transport{},
 	}
 	var err error
@@ -111,17 +106,15 @@ func (b *Backend) address(ctx context.Context, _ string, port int, a netip.Addr)
 	if port == schemePorts[c.Scheme] {
 		c.Port = 0
 	}
-	return b.refuse(c, b.set.Address(c, a))
+	return b.refuse(ctx, c.At(a), b.set.Address(c, a))
 }
 
 // refuse turns a denial into a refusal; nil lets the request pass.
-func (b *Backend) refuse(c manifest.Capability, a capability.Answer) *backend.Refusal {
+func (b *Backend) refuse(ctx context.Context, c manifest.Capability, a capability.Answer) *backend.Refusal {
 	if !a.Allowed {
 		return &backend.Refusal{Code: backend.Denied, Rule: a.Rule, Reason: a.Reason, Hint: a.Hint}
 	}
-	if len(a.DryRun) > 0 && b.dryRun != nil {
-		b.dryRun(c, a.DryRun)
-	}
+	backend.Count(ctx, c, a.DryRun)
 	return nil
 }
 
@@ -146,7 +139,7 @@ type args struct {
 }
 
 // Open judges a request for a network capability.
-func (b *Backend) Open(_ context.Context, _ string, g backend.Grant) (backend.Capability, *backend.Refusal) {
+func (b *Backend) Open(ctx context.Context, _ string, g backend.Grant) (backend.Capability, *backend.Refusal) {
 	if g.Capability.Kind != manifest.KindNetwork {
 		return nil, invalid("this is no network capability", "")
 	}
@@ -159,7 +152,10 @@ func (b *Backend) Open(_ context.Context, _ string, g backend.Grant) (backend.Ca
 			return nil, refusal
 		}
 	}
-	if refusal := b.refuse(g.Capability, b.set.Request(g.Capability)); refusal != nil {
+	// What rules in dry run say to the request itself the host has counted.
+	said := b.set.Request(g.Capability)
+	said.DryRun = nil
+	if refusal := b.refuse(ctx, g.Capability, said); refusal != nil {
 		return nil, refusal
 	}
 	return &opened{b: b, c: g.Capability, methods: a.Methods, transport: b.pool(g.Capability)}, nil
@@ -226,7 +222,7 @@ func (o *opened) Invoke(ctx context.Context, op string, head json.RawMessage, bo
 	if len(o.methods) > 0 && !slices.Contains(o.methods, r.method) {
 		return nil, &backend.Refusal{Code: backend.Denied, Rule: ruleMethods, Reason: "the capability was opened for " + strings.Join(o.methods, ", ") + " only"}
 	}
-	if refusal := o.check(&r.target); refusal != nil {
+	if refusal := o.check(ctx, &r.target); refusal != nil {
 		return nil, refusal
 	}
 	if _, refusal := inject(o.b.applies(&r.target), r.headers, &r.target); refusal != nil {
@@ -244,9 +240,9 @@ func (o *opened) Invoke(ctx context.Context, op string, head json.RawMessage, bo
 }
 
 // check judges whether a request to t is what the capability was opened for.
-func (o *opened) check(t *target) *backend.Refusal {
+func (o *opened) check(ctx context.Context, t *target) *backend.Refusal {
 	if t.covered(o.c) {
-		if refusal := o.b.refuse(t.judged, o.b.set.Use(t.judged)); refusal != nil {
+		if refusal := o.b.refuse(ctx, t.judged, o.b.set.Use(t.judged)); refusal != nil {
 			return refusal
 		}
 		return o.b.port(t.port)

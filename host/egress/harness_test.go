@@ -164,7 +164,7 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	r.mu.Lock()
-	r.seen = append(r.seen, req.Clone(context.Background())) //nolint:usetesting // outlives nothing
+	r.seen = append(r.seen, req.Clone(context.Background()))
 	r.body = append(r.body, string(body))
 	r.mu.Unlock()
 	if r.serve != nil {

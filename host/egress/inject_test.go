@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/mentatlab/mentat/host/backend"
@@ -165,7 +166,7 @@ func leaks(text string) []string {
 }
 
 func TestTheLeakTestFindsLeaks(t *testing.T) {
-	for _, text := range []string{canary, url.QueryEscape(canary), base64.StdEncoding.EncodeToString([]byte("xy" + canary)), hex.EncodeToString([]byte(canary)), fmt.Sprintf("%s", mustJSON(canary))} {
+	for _, text := range []string{canary, url.QueryEscape(canary), base64.StdEncoding.EncodeToString([]byte("xy" + canary)), hex.EncodeToString([]byte(canary)), string(mustJSON(canary))} {
 		if len(leaks("<"+text+">")) == 0 {
 			t.Errorf("%s is not found", text)
 		}
@@ -185,9 +186,9 @@ func mustJSON(v any) []byte {
 // every kind.
 func TestTheSecretShowsNowhere(t *testing.T) {
 	ca := testnet.NewCA(t)
-	served := 0
+	var served atomic.Int32
 	s := testnet.Plain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		served++
+		served.Add(1)
 		if !strings.Contains(r.URL.Query().Get("key")+r.Header.Get("X-Key"), canary) {
 			t.Errorf("%s arrives without the secret", r.RequestURI)
 		}
@@ -241,8 +242,8 @@ func TestTheSecretShowsNowhere(t *testing.T) {
 	see("no such name", w.fetch(t, "network:http:missing.example", get("http://missing.example/"), ""))
 	see("the guest's own header", w.fetch(t, grants[0], get(s.At("api.example", "/"), "headers", [][]string{{"x-key", "guess"}}), ""))
 	see("a timeout", w.fetch(t, grants[0], get(s.At("api.example", "/"), "timeout_ms", 1), strings.Repeat("x", 100_000)))
-	if served == 0 || answered < 6 || refused < 10 {
-		t.Errorf("%d served, %d answered, %d refused: the test has lost its subject", served, answered, refused)
+	if served.Load() == 0 || answered < 6 || refused < 10 {
+		t.Errorf("%d served, %d answered, %d refused: the test has lost its subject", served.Load(), answered, refused)
 	}
 	// The backend itself, as a careless log line would print it.
 	if found := leaks(fmt.Sprintf("%v %+v", w.open(t, grants[0]), backend.Grant{Capability: parsed(t, grants[0])})); len(found) > 0 {

@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -21,10 +22,9 @@ type target struct {
 	// whether there is one.
 	path, query string
 	has         bool
-	// judged is the capability that the request needs. Its path is empty when
-	// odd, which is a path that only a capability for every path covers.
+	// judged is the capability that the request needs. Its path is empty where the
+	// URL's cannot be judged: that only a capability for every path covers.
 	judged manifest.Capability
-	odd    bool
 }
 
 func invalid(reason, hint string) *backend.Refusal {
@@ -104,7 +104,8 @@ func (t *target) authority(s string) *backend.Refusal {
 	return nil
 }
 
-// judge brings the path into the form that is compared and sent, or finds it odd.
+// judge brings the path into the form that is compared and sent, or leaves it
+// unjudged.
 func (t *target) judge() *backend.Refusal {
 	for i := range len(t.path) {
 		if !plainPath(t.path[i]) {
@@ -121,16 +122,14 @@ func (t *target) judge() *backend.Refusal {
 			return invalid("the URL's path must not contain '.' or '..' segments", "send the path that they lead to")
 		}
 	}
-	c, err := manifest.ParseCapability(t.judged.String() + t.path)
-	if err != nil || strings.ContainsRune(t.path, '*') || strings.Contains(t.path, "%25") {
-		// An empty segment, a hidden slash, a path too long to judge.
-		t.odd = true
+	// What may mean anything is not judged: an empty segment, a hidden slash, what
+	// could be decoded twice, a path too long for a capability.
+	if strings.ContainsRune(t.path, '*') || strings.Contains(t.path, "%25") {
 		return nil
 	}
-	t.judged = c
-	t.path = c.Path
-	if t.path == "" {
-		t.path = "/"
+	if c, err := manifest.ParseCapability(t.judged.String() + t.path); err == nil {
+		t.judged = c
+		t.path = cmp.Or(c.Path, "/")
 	}
 	return nil
 }
@@ -139,10 +138,9 @@ func plainPath(b byte) bool {
 	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || strings.IndexByte("-._~!$&'()*+,;=:@/%", b) >= 0
 }
 
-// covered tells whether c covers a request to t.
-func (t *target) covered(c manifest.Capability) bool {
-	return (!t.odd || c.Path == "") && c.Allows(t.judged)
-}
+// covered tells whether c covers a request to t. Without a path to judge, only a
+// capability for every path does.
+func (t *target) covered(c manifest.Capability) bool { return c.Allows(t.judged) }
 
 // authorityText is HOST or HOST:PORT as the Host header has it.
 func (t *target) authorityText() string {

@@ -66,7 +66,7 @@ func play(role string) {
 		fmt.Fprintf(os.Stderr, "env %d\n", len(os.Environ()))
 	}
 	var out sync.Mutex
-	print := func(text string) {
+	write := func(text string) {
 		out.Lock()
 		defer out.Unlock()
 		say(text)
@@ -100,7 +100,7 @@ func play(role string) {
 		}
 		stop := make(chan struct{})
 		canceled[m.Call] = stop
-		reply := func(rest string) { print(fmt.Sprintf(`{"call":%d,%s}`, m.Call, rest)) }
+		reply := func(rest string) { write(fmt.Sprintf(`{"call":%d,%s}`, m.Call, rest)) }
 		switch m.Op {
 		case "echo":
 			reply(fmt.Sprintf(`"head":{"op":%q,"head":%s}`, m.Op, m.Head))
@@ -125,16 +125,16 @@ func play(role string) {
 		case "crash":
 			os.Exit(3)
 		case "hang":
-			select {}
+			time.Sleep(time.Hour) // it reads nothing any more
 		case "garbage":
-			print("this is no message")
+			write("this is no message")
 		case "wrong":
 			reply(string(m.Body))
 		case "long":
-			print(strings.Repeat("x", limits.ExtensionLineBytes+1))
+			write(strings.Repeat("x", limits.ExtensionLineBytes+1))
 		case "guess":
 			for id := range int64(1000) {
-				print(fmt.Sprintf(`{"call":%d,"head":{"guess":true}}`, m.Call+id+1))
+				write(fmt.Sprintf(`{"call":%d,"head":{"guess":true}}`, m.Call+id+1))
 			}
 			reply(`"end":true`)
 		case "flood", "large":

@@ -63,11 +63,11 @@ func start(parent context.Context, o *opened, p *provider, model string, body []
 	return c
 }
 
-// settle ends the count of the chat and tells the meter, once.
+// settle ends the count of the chat and tells the meters, once.
 func (c *call) settle(said *tokens) tokens {
 	t, first := c.ledger.settle(said)
-	if first && c.o.b.meter != nil && t != (tokens{}) {
-		c.o.b.meter.Usage(Usage{
+	if first && t != (tokens{}) {
+		c.o.b.meters.Tell(backend.Usage{
 			Run: c.o.run, Provider: c.p.name, Model: c.model,
 			Prompt: t.prompt, Completion: t.completion, Estimated: said == nil,
 		})

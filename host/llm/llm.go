@@ -2,6 +2,7 @@ package llm
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -25,21 +26,6 @@ import (
 	"github.com/mentatlab/mentat/manifest"
 )
 
-// Usage is what one chat used.
-type Usage struct {
-	// Run is the run's id.
-	Run string
-	// Provider and Model are the node's provider and what the guest asked for.
-	Provider, Model string
-	// Prompt and Completion are tokens. Estimated says that the provider did not
-	// count them, or was not heard to the end.
-	Prompt, Completion int64
-	Estimated          bool
-}
-
-// Meter is told what chats used. Calls come from several goroutines.
-type Meter interface{ Usage(u Usage) }
-
 // Config is what a [Backend] is made from.
 type Config struct {
 	// Document says what is granted and, in its LLM, how it is served.
@@ -48,8 +34,8 @@ type Config struct {
 	Secrets hostdoc.Secrets
 	// Resolver finds addresses; nil is the system's.
 	Resolver dialer.Resolver
-	// Meter may be nil.
-	Meter Meter
+	// Meters may be nil.
+	Meters *backend.Meters
 }
 
 // Backend serves llm capabilities ([backend.Backend]).
@@ -58,7 +44,7 @@ type Backend struct {
 	providers []*provider
 	mask      *secret.Mask
 	queue     *queue.Queue
-	meter     Meter
+	meters    *backend.Meters
 	tokens    int64
 	// idle is how long a model may say nothing.
 	idle time.Duration
@@ -86,7 +72,7 @@ func New(c Config) (*Backend, error) {
 	}
 	b := &Backend{
 		queue:  queue.New(limits.LLMConcurrent, limits.QueuedCalls, 4*limits.LLMRequestBytes),
-		meter:  c.Meter,
+		meters: c.Meters,
 		tokens: l.Tokens,
 		idle:   limits.LLMIdleTime,
 		runs:   map[string]*budget{},
@@ -95,9 +81,11 @@ func New(c Config) (*Backend, error) {
 	if b.set, err = capability.NewSet(c.Document); err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "llm", "the host document holds no capability")
 	}
-	roots, err := dialer.Roots(l.CAFile)
-	if err != nil {
-		return nil, err
+	var roots *x509.CertPool
+	if slices.ContainsFunc(l.Providers, func(p hostdoc.LLMProvider) bool { return strings.HasPrefix(p.URL, "https:") }) {
+		if roots, err = dialer.Roots(l.CAFile); err != nil {
+			return nil, err
+		}
 	}
 	var secrets []string
 	for _, configured := range l.Providers {
@@ -232,7 +220,7 @@ func (o *opened) Invoke(ctx context.Context, op string, head json.RawMessage, bo
 	if refusal != nil {
 		return nil, refusal
 	}
-	p, refusal := o.provider(r.Model)
+	p, refusal := o.provider(ctx, r.Model)
 	if refusal != nil {
 		return nil, refusal
 	}
@@ -255,7 +243,7 @@ func (o *opened) Invoke(ctx context.Context, op string, head json.RawMessage, bo
 }
 
 // provider judges the model and finds who offers it.
-func (o *opened) provider(name string) (*provider, *backend.Refusal) {
+func (o *opened) provider(ctx context.Context, name string) (*provider, *backend.Refusal) {
 	model, err := manifest.ParseCapability(manifest.KindLLM + ":" + name)
 	if err != nil || strings.HasSuffix(name, "*") {
 		return nil, invalid("the request's model is no model's name", "")
@@ -266,9 +254,11 @@ func (o *opened) provider(name string) (*provider, *backend.Refusal) {
 			Hint: "add to wasm.capabilities: - " + model.String(),
 		}
 	}
-	if a := o.b.set.Use(model); !a.Allowed {
+	a := o.b.set.Use(model)
+	if !a.Allowed {
 		return nil, &backend.Refusal{Code: backend.Denied, Rule: a.Rule, Reason: a.Reason, Hint: a.Hint}
 	}
+	backend.Count(ctx, model, a.DryRun)
 	for _, p := range o.b.providers {
 		if p.offers(model) {
 			return p, nil

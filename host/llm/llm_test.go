@@ -36,7 +36,11 @@ type endpointServer struct {
 
 func (e *endpointServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var body map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+	data, err := io.ReadAll(r.Body)
+	if err != nil {
+		return // the chat was ended before it began
+	}
+	if err := json.Unmarshal(data, &body); err != nil {
 		e.t.Errorf("the request is no JSON: %v", err)
 	}
 	if r.Method != http.MethodPost || r.URL.Path != "/v1/chat/completions" || r.URL.RawQuery != "" {
@@ -99,16 +103,16 @@ const (
 // meter keeps what it is told.
 type meter struct {
 	mu   sync.Mutex
-	seen []Usage
+	seen []backend.Usage
 }
 
-func (m *meter) Usage(u Usage) {
+func (m *meter) tell(u backend.Usage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.seen = append(m.seen, u)
 }
 
-func (m *meter) all() []Usage {
+func (m *meter) all() []backend.Usage {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.seen)
@@ -132,11 +136,12 @@ func newWorld(t *testing.T, edit func(*Config)) *world {
 		},
 		Secrets:  hostdoc.Secrets{"key": canary},
 		Resolver: testnet.NewResolver().Set("llm.example", "127.0.0.1"), // the operator's endpoint may be private
-		Meter:    w.meter,
+		Meters:   &backend.Meters{},
 	}
 	if edit != nil {
 		edit(&c)
 	}
+	c.Meters.Add(w.meter.tell)
 	b, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -214,7 +219,7 @@ func TestAChatStreamsItsLines(t *testing.T) {
 	if a.refusal != nil || a.head != `{"model":"m-2026"}` || a.lines != want {
 		t.Errorf("%+v", a)
 	}
-	if got := w.meter.all(); len(got) != 1 || got[0] != (Usage{Run: "run", Provider: "main", Model: "m-1", Prompt: 7, Completion: 2}) {
+	if got := w.meter.all(); len(got) != 1 || got[0] != (backend.Usage{Run: "run", Provider: "main", Model: "m-1", Prompt: 7, Completion: 2}) {
 		t.Errorf("%+v", got)
 	}
 }
@@ -390,7 +395,7 @@ func TestWhatActsBeyondTheModelIsNotPassedOn(t *testing.T) {
 func TestAModelMustBeGrantedAndOffered(t *testing.T) {
 	w := newWorld(t, func(c *Config) {
 		c.Document.Grants = append(c.Document.Grants, hostdoc.Grant{Capability: "llm:x", Rule: "r"})
-		c.Document.Holes = []hostdoc.Hole{{Capability: "llm:m-9*", Rule: "no-nine"}}
+		c.Document.Holes = []hostdoc.Hole{{Capability: "llm:m-9*", Rule: "no-nine"}, {Capability: "llm:m-soon", Rule: "soon", DryRun: true}}
 	})
 	model := func(name string) string { return strings.Replace(hello, "m-1", name, 1) }
 	narrow := w.open(t, "run", "llm:m-1", "")
@@ -426,6 +431,17 @@ func TestAModelMustBeGrantedAndOffered(t *testing.T) {
 	ask(t, narrow, hello)
 	if w.server.count() != 1 {
 		t.Errorf("%d requests", w.server.count())
+	}
+	var counted []string
+	ctx := backend.WithCounter(t.Context(), func(used manifest.Capability, rules []string) {
+		counted = append(counted, used.String()+" "+rules[0])
+	})
+	got, refusal := all.Invoke(ctx, "chat", json.RawMessage(`{}`), []byte(model("m-soon")))
+	if refusal != nil {
+		t.Fatal(refusal)
+	}
+	if a := read(t, got); a.refusal != nil || len(counted) != 1 || counted[0] != "llm:m-soon soon" {
+		t.Errorf("counted %q, %+v", counted, a)
 	}
 }
 
@@ -549,6 +565,7 @@ func TestACompletionStopsWhereTheBudgetEnds(t *testing.T) {
 		t.Errorf("%d events came through", n)
 	}
 	<-gone // the provider is hung up on
+	within(t, "the chat is metered", func() bool { return len(w.meter.all()) > 0 })
 	got := w.meter.all()
 	if len(got) != 1 || !got[0].Estimated || got[0].Completion < 6 || got[0].Prompt != 4 {
 		t.Errorf("%+v", got)

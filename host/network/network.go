@@ -14,13 +14,12 @@ import (
 )
 
 // Services opens what the document asks for.
-func Services(doc *hostdoc.Document, secrets hostdoc.Secrets) (process.Services, error) {
-	return Open(doc, secrets, nil, nil)
+func Services(doc *hostdoc.Document, secrets hostdoc.Secrets, meters *backend.Meters) (process.Services, error) {
+	return Open(doc, secrets, nil, meters)
 }
 
-// Open is [Services] with a resolver, nil for the system's, and a meter of
-// tokens, which may be nil.
-func Open(doc *hostdoc.Document, secrets hostdoc.Secrets, resolver dialer.Resolver, meter llm.Meter) (s process.Services, err error) {
+// Open is [Services] with a resolver, nil for the system's; meters may be nil.
+func Open(doc *hostdoc.Document, secrets hostdoc.Secrets, resolver dialer.Resolver, meters *backend.Meters) (s process.Services, err error) {
 	s.Backends = map[string]backend.Backend{}
 	defer func() {
 		if err != nil {
@@ -42,7 +41,7 @@ func Open(doc *hostdoc.Document, secrets hostdoc.Secrets, resolver dialer.Resolv
 		s.Backends[manifest.KindNetwork] = b
 	}
 	if doc.LLM != nil {
-		b, err := llm.New(llm.Config{Document: doc, Secrets: secrets, Resolver: resolver, Meter: meter})
+		b, err := llm.New(llm.Config{Document: doc, Secrets: secrets, Resolver: resolver, Meters: meters})
 		if err != nil {
 			return s, err
 		}

@@ -11,9 +11,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/host"
 	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/extension"
@@ -41,7 +43,7 @@ type Options struct {
 	// Services opens what the document asks for of a network; nil refuses such a
 	// document. Nothing of the guest has run when it is called, and the process is
 	// not locked.
-	Services func(doc *hostdoc.Document, secrets hostdoc.Secrets) (Services, error)
+	Services func(doc *hostdoc.Document, secrets hostdoc.Secrets, meters *backend.Meters) (Services, error)
 	// Serve answers requests, as the document's Serve says, until the context
 	// ends, and reports the exit; nil refuses such a document.
 	Serve func(ctx context.Context, doc *hostdoc.Document, o host.Options) hostdoc.Exit
@@ -147,6 +149,14 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 		return host.Options{}, nil, err
 	}
 	log := newLog(os.Stderr, doc)
+	// Before the lock, which leaves only its directory.
+	records, err := audit.NewRecorder(doc, time.Now)
+	if err != nil {
+		return host.Options{}, nil, err
+	}
+	if records != nil {
+		options.Recorder = recorder{records}
+	}
 	if len(doc.Extensions) > 0 {
 		programs, err := extension.Start(context.Background(), doc.Extensions, func(name, line string) {
 			log.line("info", "extension "+name, line)
@@ -156,9 +166,15 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 		}
 		options.Backends[manifest.KindExtension] = programs
 	}
-	done = func() {}
+	done = func() {
+		if err := records.Close(); err != nil {
+			log.line("warn", "host", err.Error())
+		}
+	}
 	if o.Services != nil {
-		s, err := o.Services(doc, secrets)
+		options.Meters = new(backend.Meters)
+		options.Meters.Add(func(u backend.Usage) { log.line("info", "host", usageLine(u)) })
+		s, err := o.Services(doc, secrets, options.Meters)
 		if err != nil {
 			return host.Options{}, nil, errors.Join(err, closeAll(options.Backends))
 		}
@@ -166,10 +182,23 @@ func (o Options) open(doc *hostdoc.Document, args []string) (_ host.Options, don
 			options.Backends[kind] = b
 		}
 		if options.Media = s.Media; s.Media != nil {
-			done = func() { _ = s.Media.Close() } // nothing is left to write
+			recorded := done
+			done = func() {
+				_ = s.Media.Close() // nothing is left to write
+				recorded()
+			}
 		}
 	}
 	return options, done, nil
+}
+
+// usageLine says what a chat used.
+func usageLine(u backend.Usage) string {
+	counted := ""
+	if u.Estimated {
+		counted = " (estimated)"
+	}
+	return fmt.Sprintf("run %s: a chat with %s of the provider %s used %d prompt and %d completion tokens%s", u.Run, u.Model, u.Provider, u.Prompt, u.Completion, counted)
 }
 
 func closeAll(backends map[string]backend.Backend) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html"
 	"io"
@@ -98,7 +99,7 @@ func readIn(t *testing.T, r io.Reader, step int) string {
 	for {
 		n, err := r.Read(p)
 		out.Write(p[:n])
-		if err == io.EOF { //nolint:errorlint // what a reader says at its end
+		if errors.Is(err, io.EOF) {
 			return out.String()
 		}
 		if err != nil {

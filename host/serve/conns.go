@@ -14,6 +14,8 @@ type connections struct {
 	net.Listener
 	most int
 
+	closing func() error
+
 	mu   sync.Mutex
 	open map[net.Conn]*connection
 }
@@ -25,8 +27,12 @@ type connection struct {
 }
 
 func newConnections(l net.Listener, most int) *connections {
-	return &connections{Listener: l, most: most, open: map[net.Conn]*connection{}}
+	return &connections{Listener: l, most: most, closing: sync.OnceValue(l.Close), open: map[net.Conn]*connection{}}
 }
+
+// Close implements [net.Listener]. A drain closes, and the server once more if its
+// own goroutine has not yet noticed: that is no error.
+func (c *connections) Close() error { return c.closing() }
 
 // Accept implements [net.Listener].
 func (c *connections) Accept() (net.Conn, error) {

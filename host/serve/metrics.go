@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/metrics"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -30,7 +31,7 @@ type Metrics struct {
 	execution prometheus.Observer
 	// instantiation and memory are of the agent's instances.
 	instantiation, memory prometheus.Observer
-	capabilities          *prometheus.CounterVec
+	capabilities, tokens  *prometheus.CounterVec
 	doc                   *hostdoc.Document
 }
 
@@ -86,7 +87,10 @@ func NewMetrics(doc *hostdoc.Document) *Metrics {
 			Name: "mentatlab_capability_requests_total", Help: "Capabilities that the agent asked for.",
 		}, []string{"agent_id", "capability_type", "result"}),
 	}
-	m.registry.MustRegister(m.requests, duration, firstByte, execution, instantiation, memory, m.capabilities)
+	m.tokens = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "mentatlab_llm_tokens_total", Help: "Tokens of chats with language models, estimated where a provider did not count them.", ConstLabels: agent,
+	}, []string{"provider", "kind"})
+	m.registry.MustRegister(m.requests, m.tokens, duration, firstByte, execution, instantiation, memory, m.capabilities)
 	m.handler = promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		MaxRequestsInFlight: 4, DisableCompression: true,
 		// What an agent measures must not keep the rest from being read.
@@ -157,6 +161,12 @@ func (m *Metrics) Capability(name string, allowed bool) {
 		result = "granted"
 	}
 	m.capabilities.WithLabelValues(m.doc.Agent.ID, kind, result).Inc()
+}
+
+// Tokens counts what a chat used. The model is a guest's word and no label.
+func (m *Metrics) Tokens(u backend.Usage) {
+	m.tokens.WithLabelValues(u.Provider, "prompt").Add(float64(u.Prompt))
+	m.tokens.WithLabelValues(u.Provider, "completion").Add(float64(u.Completion))
 }
 
 // Memory adds the gauge of what the guests have now, in bytes.

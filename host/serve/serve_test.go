@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/metrics"
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
@@ -688,6 +689,9 @@ func TestWhatAnAgentMeasuresIsNobodyElses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for range 2 {
+		s.metrics.Tokens(backend.Usage{Run: "r", Provider: "p", Model: "m", Prompt: 7, Completion: 2})
+	}
 	w := httptest.NewRecorder()
 	s.metrics.handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, MetricsPath, nil))
 	got := w.Body.String()
@@ -706,6 +710,8 @@ func TestWhatAnAgentMeasuresIsNobodyElses(t *testing.T) {
 		`mentatlab_capability_requests_total{agent_id="org.example.served",capability_type="other",result="denied"} 1`,
 		`mentatlab_wasm_instantiation_seconds_count{agent_id="org.example.served",engine="wasmtime",module_size_bucket="unknown"} 1`,
 		`mentatlab_wasm_run_memory_bytes_sum{agent_id="org.example.served"} 1.048576e+06`,
+		`mentatlab_llm_tokens_total{agent_id="org.example.served",kind="prompt",provider="p"} 14`,
+		`mentatlab_llm_tokens_total{agent_id="org.example.served",kind="completion",provider="p"} 4`,
 	} {
 		if !strings.Contains("\n"+got, "\n"+line+"\n") {
 			t.Errorf("no line %s in\n%s", line, got)
@@ -749,6 +755,19 @@ func TestConnectionsThatRestMakeRoom(t *testing.T) {
 	v.get(HealthPath).wants(t, http.StatusOK, "ok")
 	close(b.gate)
 	(<-first).wants(t, http.StatusOK, "busy")
+}
+
+func TestAListenerThatIsClosedTwiceIsNoError(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newConnections(l, 1)
+	for range 2 {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestWhereNoConnectionRestsOneMoreIsRefused(t *testing.T) {

@@ -59,6 +59,7 @@ var Parts = []Part{
 	{"aot", "the cache of compiled modules and the compiler child", nil},
 	{"bundle", "one OCI bundle made ready: find, classify, verify, grant, rewrite", []string{"manifest", "oci", "verifier", "verifier/fetch", "capability", "aot"}},
 	{"shim", "containerd's task service, wrapped", []string{"bundle"}},
+	{"node", "the node service: audit log, revocation lists, metrics", []string{"manifest", "capability", "verifier", "verifier/fetch"}},
 	{"sdk", "the guest SDKs' sources, carried by mentatctl", nil},
 	{"cmd/containerd-shim-mentat-v1", "what containerd runs, the shim's first step", []string{"shim"}},
 	{"cmd/mentat-shim", "the shim", []string{"shim"}},
@@ -66,7 +67,7 @@ var Parts = []Part{
 	{"cmd/mentat-host", "the static binary that becomes the container's process", []string{"host"}},
 	{"cmd/mentat-host-net", "the same for agents that reach a network", []string{"host"}},
 	{"cmd/mentat-verifier", "containerd's image verifier executable", []string{"oci", "oci/remote", "verifier", "verifier/fetch"}},
-	{"cmd/mentatctl", "the tool people hold in their hands", []string{"manifest", "oci", "oci/remote", "verifier", "verifier/pki", "verifier/fetch", "capability", "aot", "sdk"}},
+	{"cmd/mentatctl", "the tool people hold in their hands", []string{"manifest", "oci", "oci/remote", "verifier", "verifier/pki", "verifier/fetch", "capability", "aot", "node", "sdk"}},
 	{"integration", "end-to-end tests against a real containerd and registry", []string{Anything}},
 	{"integration/node", "a private containerd and registry for them", []string{Anything}},
 	{"demo", "the first command of the README", []string{Anything}},
@@ -121,6 +122,16 @@ var Bans = []Ban{
 		From:  []string{"=verifier"},
 		Reach: []string{"net/http", "net/rpc", "net/smtp", "crypto/tls", "golang.org/x/net", "google.golang.org/grpc", "oras.land/oras-go/v2/registry/remote", "os/exec"},
 		Why:   "verification is a function of bytes, policy and clock: it takes bytes, it does not fetch them",
+	},
+	{
+		From:  []string{"capability", "manifest"},
+		Reach: []string{"net/http", "crypto/tls"},
+		Why:   "what an agent may do is decided without a network, and the lean host links it",
+	},
+	{
+		From:  []string{"shim", "bundle", "cmd/containerd-shim-mentat-v1", "cmd/mentat"},
+		Reach: []string{"github.com/prometheus/client_golang"},
+		Why:   "one shim runs for each pod: metrics are the node service's",
 	},
 	{
 		From:   []string{""},

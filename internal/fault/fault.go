@@ -44,6 +44,7 @@ const (
 	CompileFailed     Reason = "compile-failed"
 	Trap              Reason = "trap"
 	Deadline          Reason = "deadline"
+	CPUTime           Reason = "cpu-time"
 	OutOfMemory       Reason = "out-of-memory"
 	Canceled          Reason = "canceled"
 )
@@ -105,6 +106,7 @@ var Table = []Row{
 	{CompileFailed, errdefs.ErrUnknown, ExitHostFailure, 22, "the module could not be compiled"},
 	{Trap, errdefs.ErrAborted, ExitTrap, 120, "the guest trapped"},
 	{Deadline, context.DeadlineExceeded, ExitDeadline, 121, "the run's deadline passed"},
+	{CPUTime, context.DeadlineExceeded, ExitDeadline, 121, "the run's processor time is used up"},
 	{OutOfMemory, errdefs.ErrResourceExhausted, ExitOutOfMemory, 122, "the guest ran out of memory"},
 	{Canceled, context.Canceled, ExitHostFailure, 130, "the caller gave up"},
 }

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"path"
+	"slices"
+	"strings"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -310,9 +313,111 @@ type Lock struct {
 	Dial   bool `json:"dial,omitempty"`
 	Listen bool `json:"listen,omitempty"`
 	// Read and Write are the directories and files that stay reachable, Write
-	// for reading too.
+	// for reading too. All paths are absolute and clean.
 	Read  []string `json:"read,omitempty"`
 	Write []string `json:"write,omitempty"`
+	// Execute are the programs that the host starts before it locks itself
+	// ([Extension]). They inherit the limits on files and signals.
+	Execute []string `json:"execute,omitempty"`
+}
+
+// Args are the words that follow the document's path on the host's command line:
+// a part of the lock is put on before the host can read a document. They are
+// one to one with the lock; nil gives none.
+func (l *Lock) Args() []string {
+	if l == nil {
+		return nil
+	}
+	args := []string{"lock"}
+	if l.Dial {
+		args = append(args, "dial")
+	}
+	if l.Listen {
+		args = append(args, "listen")
+	}
+	for _, list := range []struct {
+		word  string
+		paths []string
+	}{{"read=", l.Read}, {"write=", l.Write}, {"execute=", l.Execute}} {
+		for _, p := range list.paths {
+			args = append(args, list.word+p)
+		}
+	}
+	return args
+}
+
+func (l *Lock) check(name string) error {
+	if l == nil {
+		return nil
+	}
+	for _, p := range slices.Concat(l.Read, l.Write, l.Execute) {
+		if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0) {
+			return fault.New(fault.Internal, name, "the lock names %q, allowed are absolute paths without detours", p)
+		}
+	}
+	return nil
+}
+
+// LeastLock is the narrowest lock that the document, at a path that the host
+// sees, can be run under: what it names and nothing else. Whoever lets the host
+// resolve names adds the files for that.
+func (d *Document) LeastLock(document string) *Lock {
+	l := &Lock{
+		Dial:   d.Network != nil || d.LLM != nil || d.Media != nil && d.Media.S3 != nil,
+		Listen: d.Serve != nil,
+	}
+	add := func(list *[]string, p string) {
+		if p != "" && !slices.Contains(*list, p) {
+			*list = append(*list, p)
+		}
+	}
+	for _, p := range []string{document, d.Module, d.SecretsFile} {
+		add(&l.Read, p)
+	}
+	if d.Network != nil {
+		add(&l.Read, d.Network.CAFile)
+	}
+	if d.LLM != nil {
+		add(&l.Read, d.LLM.CAFile)
+	}
+	if d.Media != nil && d.Media.S3 != nil {
+		add(&l.Read, d.Media.S3.CAFile)
+	}
+	if d.Input.Kind == InputFile {
+		in := d.Input.Path
+		if in == InputPath || strings.HasPrefix(in, InputPath+"/") {
+			in = InputPath // a volume, whose links lead within it
+		}
+		add(&l.Read, in)
+	}
+	for _, p := range d.Preopens {
+		if p.ReadOnly {
+			add(&l.Read, p.Host)
+		} else {
+			add(&l.Write, p.Host)
+		}
+	}
+	if d.ExitFile != "" {
+		add(&l.Write, path.Dir(d.ExitFile)) // where it is still to be made
+	}
+	add(&l.Write, d.Termination)
+	if d.Media != nil {
+		add(&l.Write, d.Media.Dir)
+	}
+	if d.Audit != nil {
+		add(&l.Write, d.Audit.Dir)
+	}
+	for _, e := range d.Extensions {
+		if len(e.Command) > 0 {
+			add(&l.Execute, e.Command[0])
+		}
+	}
+	return l
+}
+
+// Command is the command line that runs a document with a host.
+func Command(host, document string, l *Lock) []string {
+	return append([]string{host, "run", "--document", document}, l.Args()...)
 }
 
 // Secrets are values by name, as JSON in [Document.SecretsFile].
@@ -324,6 +429,8 @@ type Limits struct {
 	MemoryBytes int64 `json:"memoryBytes"`
 	// DeadlineMillis bounds the run's wall time; 0 is none.
 	DeadlineMillis int64 `json:"deadlineMillis,omitempty"`
+	// CPUMillis bounds the run's processor time; 0 is none.
+	CPUMillis int64 `json:"cpuMillis,omitempty"`
 	// InputBytes and OutputBytes bound what goes in and out.
 	InputBytes  int64 `json:"inputBytes"`
 	OutputBytes int64 `json:"outputBytes"`
@@ -422,7 +529,10 @@ func (d *Document) check(name string) error {
 			return fault.New(fault.Internal, name, "a served run has a deadline")
 		}
 	}
-	if d.Limits.MemoryBytes <= 0 || d.Limits.InputBytes <= 0 || d.Limits.OutputBytes <= 0 || d.Limits.DeadlineMillis < 0 {
+	if err := d.Lock.check(name); err != nil {
+		return err
+	}
+	if d.Limits.MemoryBytes <= 0 || d.Limits.InputBytes <= 0 || d.Limits.OutputBytes <= 0 || d.Limits.DeadlineMillis < 0 || d.Limits.CPUMillis < 0 {
 		return fault.New(fault.Internal, name, "limits must be set")
 	}
 	return nil

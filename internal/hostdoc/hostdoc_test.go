@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -42,8 +43,8 @@ func full() *Document {
 		Framing:     FramingNDJSON,
 		Serve:       &Serve{Listen: ":8080", Socket: 3, Concurrent: 1, Queue: 2, BufferBytes: 6, ContentType: "text/plain", DrainMillis: 3, NoticeMillis: 1},
 		Audit:       &Audit{Dir: AuditDir, Bytes: 1},
-		Lock:        &Lock{Dial: true, Listen: true, Read: []string{"/a"}, Write: []string{"/b"}},
-		Limits:      Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, InputBytes: 6, OutputBytes: 7},
+		Lock:        &Lock{Dial: true, Listen: true, Read: []string{"/a"}, Write: []string{"/b"}, Execute: []string{"/c"}},
+		Limits:      Limits{MemoryBytes: 1 << 20, DeadlineMillis: 5, CPUMillis: 8, InputBytes: 6, OutputBytes: 7},
 		ExitFile:    ExitPath,
 		Termination: "/dev/termination-log",
 		LogFormat:   "json",
@@ -123,12 +124,15 @@ func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
 		"a notice beyond the drain": {replace(`"drainMillis": 3`, `"drainMillis": 0`), fault.Internal, "the notice"},
 		"served without end": {replace(`
     "deadlineMillis": 5,`, ""), fault.Internal, "has a deadline"},
-		"a key twice":           {replace(`"entry": "process"`, `"entry": "process", "entry": "command"`), fault.Internal, "twice"},
-		"a key in another case": {replace(`"readOnly": true`, `"readonly": true`), fault.Internal, "another case"},
-		"bad UTF-8":             {replace(`"A=B"`, "\"A=\xff\""), fault.Internal, "not UTF-8"},
-		"data after its end":    {good + "{}", fault.Internal, "not JSON"},
-		"space after its end":   {good + "\n", fault.Internal, "not as it is written"},
-		"oversized":             {good + strings.Repeat(" ", limits.HostDocumentBytes), fault.ResourceLimit, "over"},
+		"a relative path to lock": {replace(`"/b"`, `"b"`), fault.Internal, `the lock names "b"`},
+		"a detour to lock":        {replace(`"/c"`, `"/c/../d"`), fault.Internal, "without detours"},
+		"negative processor time": {replace(`"cpuMillis": 8`, `"cpuMillis": -8`), fault.Internal, "limits must be set"},
+		"a key twice":             {replace(`"entry": "process"`, `"entry": "process", "entry": "command"`), fault.Internal, "twice"},
+		"a key in another case":   {replace(`"readOnly": true`, `"readonly": true`), fault.Internal, "another case"},
+		"bad UTF-8":               {replace(`"A=B"`, "\"A=\xff\""), fault.Internal, "not UTF-8"},
+		"data after its end":      {good + "{}", fault.Internal, "not JSON"},
+		"space after its end":     {good + "\n", fault.Internal, "not as it is written"},
+		"oversized":               {good + strings.Repeat(" ", limits.HostDocumentBytes), fault.ResourceLimit, "over"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := Parse("host.json", []byte(c.data))
@@ -136,6 +140,48 @@ func TestADocumentThatIsNotExactlyAsWrittenIsRefused(t *testing.T) {
 				t.Errorf("got %v, %v (%s), want %s: %s", d, err, fault.ReasonOf(err), c.reason, c.want)
 			}
 		})
+	}
+}
+
+func TestTheCommandLineCarriesTheLock(t *testing.T) {
+	want := []string{"host", "run", "--document", "doc", "lock", "dial", "listen", "read=/a", "write=/b", "execute=/c"}
+	if got := Command("host", "doc", full().Lock); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := Command("host", "doc", nil); !slices.Equal(got, want[:4]) {
+		t.Errorf("without a lock: %q", got)
+	}
+	if got := Command("host", "doc", &Lock{}); !slices.Equal(got, want[:5]) {
+		t.Errorf("with the narrowest lock: %q", got)
+	}
+}
+
+func TestTheLeastLockNamesWhatTheDocumentNames(t *testing.T) {
+	bare := &Document{Module: ModulePath, Input: Input{Kind: InputStdin, Path: "/not/read"}}
+	if got, want := bare.LeastLock(Path), (&Lock{Read: []string{Path, ModulePath}}); !reflect.DeepEqual(got, want) {
+		t.Errorf("a run without anything: %+v, want %+v", got, want)
+	}
+	d := full()
+	d.Preopens = append(d.Preopens, Preopen{Host: "/vols", Guest: "/v"}, Preopen{Host: "/vols", Guest: "/w"})
+	d.Input = Input{Kind: InputFile, Path: InputPath + "/in.json"}
+	want := &Lock{
+		Dial: true, Listen: true,
+		Read:    []string{Path, ModulePath, SecretsPath, CAPath, InputPath, "/run/mentat/fs/0"},
+		Write:   []string{"/vols", StateDir, "/dev/termination-log", AuditDir},
+		Execute: []string{"/x"},
+	}
+	if got := d.LeastLock(Path); !reflect.DeepEqual(got, want) {
+		t.Errorf("a run with everything:\n%+v, want\n%+v", got, want)
+	}
+	d.Input.Path, d.Media = InputPath+"s", &Media{Dir: MediaDir}
+	got := d.LeastLock(Path)
+	if !slices.Contains(got.Read, InputPath+"s") || slices.Contains(got.Read, InputPath) || !slices.Contains(got.Write, MediaDir) {
+		t.Errorf("got %+v", got)
+	}
+	for _, dial := range []*Document{{Network: &Network{}}, {LLM: &LLM{}}, {Media: &Media{S3: &MediaS3{}}}} {
+		if l := dial.LeastLock(Path); !l.Dial || l.Listen {
+			t.Errorf("%+v gives %+v", dial, l)
+		}
 	}
 }
 

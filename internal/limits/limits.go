@@ -119,6 +119,17 @@ const (
 	// MinContainerMemory is the least container memory limit that can hold the
 	// host at all.
 	MinContainerMemory = 12 * MiB
+	// HostThreads is how many threads the host may have beside one for each
+	// further run at a time; with fewer the engine and Go's runtime abort.
+	HostThreads = 16
+	// EngineThreads is how many of them the engine may make for what blocks in WASI,
+	// beside one for each run at a time.
+	EngineThreads = 4
+	// PluginTasks is how many processes and threads a plugin may have.
+	PluginTasks = 32
+	// OpenFiles bounds the host's open files, MinOpenFiles is what it needs.
+	OpenFiles    = 256
+	MinOpenFiles = 32
 	// KeptMemories is how many memories of runs that ended a serving host keeps
 	// for others, KeptMemoryBytes how many bytes of them.
 	KeptMemories    = 64

@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
 )
 
@@ -34,6 +35,7 @@ type Config struct {
 	Host       Host       `toml:"host"`
 	Cache      Cache      `toml:"cache"`
 	Runtime    Runtime    `toml:"runtime"`
+	Sandbox    Sandbox    `toml:"sandbox"`
 	// Dir is the directory of the configuration file.
 	Dir string `toml:"-"`
 }
@@ -106,6 +108,47 @@ type Runtime struct {
 	Binary string `toml:"binary"`
 }
 
+// Sandbox bounds every WASM agent on the node. 0 and "" bound nothing; of what
+// manifest, container and node say the tighter holds.
+type Sandbox struct {
+	// MemoryMB bounds a guest's memory, TempDirsMB its temporary directories
+	// together, in MiB.
+	MemoryMB   int `toml:"memory_mb"`
+	TempDirsMB int `toml:"temp_dirs_mb"`
+	// DeadlineSeconds bounds a run's wall time, CPUSeconds its processor time.
+	DeadlineSeconds int `toml:"deadline_seconds"`
+	CPUSeconds      int `toml:"cpu_seconds"`
+	// CPUQuotaMS is processor time a second of wall time, in milliseconds.
+	CPUQuotaMS int `toml:"cpu_quota_ms"`
+	OpenFiles  int `toml:"open_files"`
+	// Network is the widest mode: none, restricted or full.
+	Network string `toml:"network"`
+}
+
+func (s *Sandbox) check(path string) error {
+	for _, n := range []struct {
+		key       string
+		n         int
+		low, high int
+	}{
+		{"memory_mb", s.MemoryMB, 1, 4096},
+		{"temp_dirs_mb", s.TempDirsMB, 1, 1 << 20},
+		{"deadline_seconds", s.DeadlineSeconds, 1, 24 * 60 * 60},
+		{"cpu_seconds", s.CPUSeconds, 1, 24 * 60 * 60},
+		{"cpu_quota_ms", s.CPUQuotaMS, 1, 1_000_000},
+		{"open_files", s.OpenFiles, limits.MinOpenFiles, limits.OpenFiles},
+	} {
+		if n.n != 0 && (n.n < n.low || n.n > n.high) {
+			return fault.New(fault.PolicyInvalid, path, "sandbox.%s is %d, allowed is %d to %d, or no such line", n.key, n.n, n.low, n.high)
+		}
+	}
+	switch s.Network {
+	case "", hostdoc.NetworkNone, hostdoc.NetworkRestricted, hostdoc.NetworkFull:
+		return nil
+	}
+	return fault.New(fault.PolicyInvalid, path, "sandbox.network is %q, allowed are none, restricted and full", s.Network)
+}
+
 // The policy files beside a configuration that names none.
 const (
 	policyName     = "policy.yaml"
@@ -160,6 +203,9 @@ func Parse(path string, data []byte) (*Config, error) {
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, path, "cannot resolve the path")
 	}
+	if err := c.Sandbox.check(path); err != nil {
+		return nil, err
+	}
 	c.Dir = filepath.Dir(abs)
 	return c.resolve()
 }
@@ -173,7 +219,7 @@ func explain(path string, err error) error {
 	var strict *toml.StrictMissingError
 	if errors.As(err, &strict) && len(strict.Errors) > 0 {
 		e := &strict.Errors[0]
-		return fault.New(fault.PolicyInvalid, at(e), "unknown key %q, allowed are %s", strings.Join(e.Key(), "."), strings.Join(allowed(), ", "))
+		return fault.New(fault.PolicyInvalid, at(e), "unknown key %q, allowed are %s", strings.Join(e.Key(), "."), strings.Join(Keys(), ", "))
 	}
 	var malformed *toml.DecodeError
 	if errors.As(err, &malformed) {
@@ -182,8 +228,8 @@ func explain(path string, err error) error {
 	return fault.Wrap(err, fault.PolicyInvalid, path, "the node configuration is malformed")
 }
 
-// allowed lists the keys of [Config] as "table.key".
-func allowed() []string {
+// Keys are all keys of the configuration, as "table.key".
+func Keys() []string {
 	var keys []string
 	for table := range reflect.TypeFor[Config]().Fields() {
 		if table.Type.Kind() != reflect.Struct {
@@ -203,7 +249,7 @@ func exactKeys(path string, data []byte) error {
 	if err := toml.Unmarshal(data, &tables); err != nil {
 		return explain(path, err)
 	}
-	known := allowed()
+	known := Keys()
 	for table, keys := range tables {
 		if !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, table+".") }) {
 			return fault.New(fault.PolicyInvalid, path, "unknown table %q, allowed are the keys %s", table, strings.Join(known, ", "))

@@ -65,6 +65,14 @@ dir = "c"
 memory = "m"
 [runtime]
 binary = "runc-of-mine"
+[sandbox]
+memory_mb = 64
+temp_dirs_mb = 2
+deadline_seconds = 3
+cpu_seconds = 4
+cpu_quota_ms = 500
+open_files = 100
+network = "restricted"
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +85,7 @@ binary = "runc-of-mine"
 		Host:       Host{Binary: dir + "/bin/mentat-host", NetBinary: dir + "/bin/other"},
 		Cache:      Cache{Dir: dir + "/c", Memory: dir + "/m"},
 		Runtime:    Runtime{Binary: "runc-of-mine"},
+		Sandbox:    Sandbox{MemoryMB: 64, TempDirsMB: 2, DeadlineSeconds: 3, CPUSeconds: 4, CPUQuotaMS: 500, OpenFiles: 100, Network: "restricted"},
 		Dir:        dir,
 	}
 	if !reflect.DeepEqual(c, want) {
@@ -144,6 +153,14 @@ func TestMistakesAreRefusedWithTheirLine(t *testing.T) {
 		"a table twice":           {"[host]\nbinary = 'x'\n[host]\n", "malformed"},
 		"no TOML":                 {"verify {", "config.toml:1: "},
 		"bad UTF-8":               {"[host]\nbinary = '\xff'", "malformed"},
+		"less than nothing":       {"[sandbox]\nmemory_mb = -1", "sandbox.memory_mb is -1, allowed is 1 to 4096"},
+		"more than there is":      {"[sandbox]\nmemory_mb = 4097", "sandbox.memory_mb is 4097"},
+		"no temporary directory":  {"[sandbox]\ntemp_dirs_mb = -5", "sandbox.temp_dirs_mb is -5"},
+		"a deadline in the past":  {"[sandbox]\ndeadline_seconds = -1", "sandbox.deadline_seconds is -1"},
+		"negative processor time": {"[sandbox]\ncpu_seconds = -1", "sandbox.cpu_seconds is -1"},
+		"a negative quota":        {"[sandbox]\ncpu_quota_ms = -1", "sandbox.cpu_quota_ms is -1"},
+		"too few files":           {"[sandbox]\nopen_files = 8", "sandbox.open_files is 8, allowed is 32 to 256"},
+		"an unknown network":      {"[sandbox]\nnetwork = 'host'", "sandbox.network is \"host\", allowed are none"},
 		"oversized":               {strings.Repeat("#", limits.PolicyBytes+1), "over the limit of 1048576 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -161,6 +178,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("[verify]\nPolicy = 'p'\npolicy = 'q'"))
 	f.Add([]byte("verify = {policy = 'p'}\nhost.binary = 'b'"))
 	f.Add([]byte("[[verify]]"))
+	f.Add([]byte("[sandbox]\nmemory_mb = 512\nopen_files = 32\nnetwork = 'none'"))
+	f.Add([]byte("[sandbox]\ndeadline_seconds = 1e3\ncpu_seconds = -0"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		const path = "/no/such/directory/config.toml"
 		c, err := Parse(path, data)

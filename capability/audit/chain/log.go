@@ -98,7 +98,7 @@ func (l *Log) Taken(spool string) audit.Taken {
 	return func(file string) (int64, bool) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.head.taken(spool, file)
+		return l.head.Taken(spool)(file)
 	}
 }
 

@@ -68,14 +68,16 @@ func (h *Head) mark(s *Source) {
 	h.Spools[s.Spool] = marks[max(0, len(marks)-maxMarks):]
 }
 
-// taken tells how far a file of a spool was taken.
-func (h *Head) taken(spool, file string) (int64, bool) {
-	for _, m := range h.Spools[spool] {
-		if m.File == file {
-			return m.Line, true
+// Taken tells how far the files of a spool were taken.
+func (h *Head) Taken(spool string) audit.Taken {
+	return func(file string) (int64, bool) {
+		for _, m := range h.Spools[spool] {
+			if m.File == file {
+				return m.Line, true
+			}
 		}
+		return 0, false
 	}
-	return 0, false
 }
 
 // ReadHead reads a log's head; errors.Is [fs.ErrNotExist] where there is none.

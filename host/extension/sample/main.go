@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -52,7 +53,7 @@ func serve(in io.Reader, out io.Writer) error {
 	for {
 		var m message
 		if err := read.Decode(&m); err != nil {
-			if err == io.EOF { //nolint:errorlint // json returns it bare at the end of its input
+			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			return err

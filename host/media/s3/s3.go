@@ -3,6 +3,7 @@ package s3
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -51,9 +52,11 @@ func Open(c *hostdoc.MediaS3, secrets hostdoc.Secrets, resolver dialer.Resolver)
 	if strings.HasPrefix(c.Prefix, "/") || strings.Contains(c.Prefix, "//") || strings.Contains("/"+c.Prefix+"/", "/../") {
 		return nil, fault.New(fault.PolicyInvalid, on, "the prefix %q is no beginning of a key", c.Prefix)
 	}
-	roots, err := dialer.Roots(c.CAFile)
-	if err != nil {
-		return nil, err
+	var roots *x509.CertPool
+	if u.Scheme == "https" {
+		if roots, err = dialer.Roots(c.CAFile); err != nil {
+			return nil, err
+		}
 	}
 	host := strings.ToLower(u.Host)
 	d := &dialer.Dialer{Resolver: resolver, Endpoint: endpoint(u, host)}

@@ -49,6 +49,9 @@ func run(ctx context.Context, doc *hostdoc.Document, o host.Options, log host.Lo
 		o.Metrics = metrics.New()
 	}
 	m.Guests(o.Metrics)
+	if o.Meters != nil {
+		o.Meters.Add(m.Tokens)
+	}
 	m.Memory(host.MemoryInUse)
 	o.Recorder = recorder{o.Recorder, m}
 	p, err := host.Load(doc, o)
@@ -105,7 +108,7 @@ type recorder struct {
 }
 
 func (r recorder) Decision(d host.Decision) {
-	if d.Operation == "" {
+	if d.Operation == "" && !d.DryRun {
 		r.m.Capability(d.Capability, d.Allowed)
 	}
 	if r.next != nil {

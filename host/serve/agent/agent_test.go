@@ -280,6 +280,18 @@ func TestEachRequestGetsARunOfItsOwn(t *testing.T) {
 	}
 }
 
+func TestARuleInDryRunCountsAsNoRequest(t *testing.T) {
+	v := start(t, guest, func(d *hostdoc.Document) {
+		d.Grants = []hostdoc.Grant{{Capability: "network:https:a.example", Rule: "r"}}
+		d.Holes = []hostdoc.Hole{{Capability: "network:https:a.example", Rule: "soon", DryRun: true}}
+	})
+	v.wants("c", http.StatusOK, "1")
+	line := `mentatlab_capability_requests_total{agent_id="org.example.served",capability_type="network",result="granted"} 1`
+	if page := v.get(serve.MetricsPath); !strings.Contains(page, line+"\n") {
+		t.Errorf("no line %s in\n%s", line, page)
+	}
+}
+
 func TestACommandReadsTheBodyAndWritesTheAnswer(t *testing.T) {
 	v := start(t, command, nil)
 	body := strings.Repeat("line\n", 50_000)

@@ -417,7 +417,7 @@ func (a *app) document(r *runnable, path string, args []string, o *runOptions, g
 		if limit := r.agent.MemoryLimit(); limit > 0 {
 			doc.Limits.MemoryBytes = limit
 		}
-		doc.Limits.DeadlineMillis = millis(r.agent.Deadline())
+		doc.Limits.DeadlineMillis, doc.Limits.CPUMillis = millis(r.agent.Deadline()), millis(r.agent.CPUTime())
 	}
 	if o.memory < 0 || o.deadline < 0 {
 		return nil, fault.New(fault.Usage, "", "--memory and --deadline are not negative")
@@ -483,10 +483,13 @@ func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document, secr
 		}
 	}
 	dir, err := os.MkdirTemp("", "mentat-run-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		dir, err = filepath.EvalSymlinks(dir)
+	}
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "", "cannot make a directory for the run")
 	}
-	defer os.RemoveAll(dir)
 	if len(secrets) > 0 {
 		doc.SecretsFile = filepath.Join(dir, "secrets.json")
 		values, err := json.Marshal(secrets)
@@ -497,15 +500,19 @@ func (a *app) exec(ctx context.Context, host string, doc *hostdoc.Document, secr
 			return fault.Wrap(err, fault.Internal, "", "cannot pass the secrets to the host")
 		}
 	}
+	path := filepath.Join(dir, "host.json")
+	if err := lock(doc, path); err != nil {
+		return err
+	}
 	data, err := doc.Marshal()
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "", "cannot encode the host document")
 	}
-	path := filepath.Join(dir, "host.json")
 	if err := agentdir.WriteFile(path, data, 0o600); err != nil {
 		return err
 	}
-	cmd := exec.Command(host, "run", "--document", path)
+	words := hostdoc.Command(host, path, doc.Lock)
+	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
 	cmd.ExtraFiles = files
 	// The host gets no variable of this environment: what the guest sees stands
