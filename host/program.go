@@ -114,11 +114,6 @@ func load(doc *hostdoc.Document, o Options, log *logger, reused bool) (_ *Progra
 	if err != nil {
 		return nil, err
 	}
-	threads := limits.EngineThreads
-	if doc.Serve != nil {
-		threads += doc.Serve.Concurrent
-	}
-	eng.LimitThreads(threads)
 	p := &Program{doc: doc, o: o, log: log, reused: reused}
 	defer func() {
 		if err != nil {

@@ -10,8 +10,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -88,8 +90,10 @@ func TestWhateverAGuestLinksItStaysInside(t *testing.T) {
 				if after := outside(t, root); after != before {
 					t.Fatalf("%q -> %q (moved %v): outside was\n%s, now\n%s", link+use, to, moved, before, after)
 				}
+				// Where its own link leads a guest may read.
+				without := func(b []byte) string { return strings.ReplaceAll(string(b), to, "") }
 				for _, text := range []string{"secret", "canary"} {
-					if strings.Contains(string(r.memory[dataAt+len(s.data):]), text) || strings.Count(string(r.memory[dataAt:]), text) > strings.Count(string(s.data), text) {
+					if strings.Count(without(r.memory[dataAt:]), text) > strings.Count(without(s.data), text) {
 						t.Errorf("%q -> %q (moved %v): %q was read", link+use, to, moved, text)
 					}
 				}
@@ -270,11 +274,12 @@ func TestALinkThatComesMeanwhileLeadsNowhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := outside(t, root)
-	stop, swapped := make(chan struct{}), 0
+	stop := make(chan struct{})
+	var swapped atomic.Int64
 	var done sync.WaitGroup
 	done.Go(func() {
 		a, b := filepath.Join(granted, "swap"), filepath.Join(granted, "swap.link")
-		for ; ; swapped++ {
+		for ; ; swapped.Add(1) {
 			select {
 			case <-stop:
 				return
@@ -311,8 +316,9 @@ func TestALinkThatComesMeanwhileLeadsNowhere(t *testing.T) {
 		s.call("path_rename", 3, "swap/moved", 3, "empty")
 		s.call("path_filestat_set_times", 3, followLink, "swap/secret", int64(1), int64(1), 5)
 	}
+	// As long as it takes for both to have been met, whatever else the machine does.
 	inside, refused := 0, 0
-	for range 150 {
+	for i, end := 0, time.Now().Add(2*time.Minute); i < 150 || (inside == 0 || refused == 0 || swapped.Load() < 1000) && time.Now().Before(end); i++ {
 		r := dir(granted).served(t, &s)
 		for _, text := range texts {
 			switch got := r.text(text, 6); got {
@@ -333,8 +339,8 @@ func TestALinkThatComesMeanwhileLeadsNowhere(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(root, "canary/secret")); err != nil || st.ModTime().Unix() < 1000 {
 		t.Errorf("%v, %v", st, err)
 	}
-	if inside == 0 || refused == 0 || swapped < 1000 {
-		t.Errorf("no race: %d times inside, %d times not, %d exchanges", inside, refused, swapped)
+	if inside == 0 || refused == 0 || swapped.Load() < 1000 {
+		t.Errorf("no race: %d times inside, %d times not, %d exchanges", inside, refused, swapped.Load())
 	}
 }
 
@@ -393,9 +399,7 @@ func TestNothingLeaksByRenumbering(t *testing.T) {
 	if r.text(text, 5) != "inner" {
 		t.Errorf("read %q", r.text(text, 8))
 	}
-	if now := len(descriptors(t)); now != before {
-		t.Errorf("%d descriptors are open, before %d", now, before)
-	}
+	eventually(t, "no more descriptors are open than before", func() bool { return len(descriptors(t)) <= before })
 }
 
 func descriptors(t *testing.T) []os.DirEntry {

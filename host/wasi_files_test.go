@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/host/wasi"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -301,4 +304,47 @@ func TestTheDeadlineEndsATransfer(t *testing.T) {
 		tr.preopen(true)(d)
 		brief(d)
 	}}.run(t).wants(t, fault.ExitDeadline, fault.Deadline)
+}
+
+// The engine's own WASI handed each such call to another thread, of which a guest
+// had a dozen soon. A container's host has sixteen for all it does.
+func TestFilesTakeNoThreadButTheRuns(t *testing.T) {
+	const runs = 6
+	tr := makeTree(t)
+	doc := document(t, command(`
+    (loop $again
+      (if (call $path_open (i32.const 3) (i32.const 1) (i32.const 1024) (i32.const 4) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 8))
+        (then (call $proc_exit (i32.const 9))))
+      (if (call $close (i32.load (i32.const 8))) (then (call $proc_exit (i32.const 8))))
+      (local.set $n (i32.add (local.get $n) (i32.const 1)))
+      (br_if $again (i32.lt_u (local.get $n) (i32.const 3000))))
+    (call $proc_exit (i32.const 7))`, `(data (i32.const 1024) "file")`))
+	doc.Entry, doc.Preopens = hostdoc.EntryCommand, []hostdoc.Preopen{{Host: tr.granted, Guest: "/data", ReadOnly: true}}
+	p := load1(t, doc, Options{})
+	before := threadsNow(t)
+	for range 3 {
+		var all sync.WaitGroup
+		for range runs {
+			all.Go(func() {
+				if exit, err := p.Run(t.Context(), IO{Sink: output.NewRaw(discard{})}); exit.Status != 7 || err != nil {
+					t.Errorf("%+v, %v", exit, err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	// Go keeps the threads that it once made: one for each run, and those that run
+	// what else there is meanwhile.
+	if now, most := threadsNow(t), before+runs+runtime.GOMAXPROCS(0)+2; now > most {
+		t.Errorf("%d threads, before %d, want %d at most", now, before, most)
+	}
+}
+
+func threadsNow(t *testing.T) int {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(tasks)
 }

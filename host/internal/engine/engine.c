@@ -421,9 +421,7 @@ static wasm_trap_t *on_call(void *env, wasmtime_caller_t *caller, wasmtime_val_r
   run->ctx = ctx;
   size_t size;
   uint8_t *base = mt_run_memory(run, &size);
-  mt_in_engine = 0;
   int trapped = goHostCall(run->handle, func->number, values, n, base, size);
-  mt_in_engine = 1;
   if (trapped == 0)
     return NULL;
   static const char text[] = "trap raised by the host";
@@ -510,11 +508,9 @@ int mt_run_instantiate(mt_run *run, mt_failure *failure) {
   const mt_program *p = run->program;
   run->ctx = wasmtime_store_context(run->store);
   instantiating = run;
-  mt_in_engine = 1;
   wasmtime_error_t *err =
       p->pre != NULL ? wasmtime_instance_pre_instantiate(p->pre, run->ctx, &run->instance, &trap)
                      : instantiate_each(run, &trap);
-  mt_in_engine = 0;
   instantiating = NULL;
   run->ctx = wasmtime_store_context(run->store);
   if (describe(trap, err, failure))
@@ -536,11 +532,8 @@ int mt_run_call(mt_run *run, const char *name, size_t len, const int32_t *arg, i
     in.of.i32 = *arg;
   wasm_trap_t *trap = NULL;
   wasmtime_context_t *ctx = run->ctx;
-  // A call from within a host function (mentat_alloc) was in the host's code.
-  mt_in_engine = 1;
   wasmtime_error_t *err = wasmtime_func_call(ctx, &func.of.func, &in, arg != NULL, &out,
                                              result != NULL, &trap);
-  mt_in_engine = 0;
   run->ctx = ctx;
   if (describe(trap, err, failure))
     return -1;
@@ -577,8 +570,6 @@ size_t mt_run_memory_used(mt_run *run) { return run->memory_used; }
 int mt_run_refused(mt_run *run) { return atomic_load(&run->refused); }
 
 void mt_run_delete(mt_run *run) {
-  mt_in_engine = 1; // what it closes may wait
   wasmtime_store_delete(run->store);
-  mt_in_engine = 0;
   free(run);
 }

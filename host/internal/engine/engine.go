@@ -1,7 +1,6 @@
 package engine
 
 /*
-#cgo LDFLAGS: -Wl,--wrap=pthread_create
 #include <stdlib.h>
 #include "engine.h"
 */
@@ -27,13 +26,6 @@ type Engine struct{ p *C.wasm_engine_t }
 
 // New makes an engine whose guests may use stack bytes of stack.
 func New(stack int) *Engine { return &Engine{C.mt_engine_new(C.size_t(stack))} }
-
-// LimitThreads bounds the threads that the engine makes for what may block in
-// WASI; those that there are stay.
-func (e *Engine) LimitThreads(n int) { C.mt_limit_threads(C.int(n)) }
-
-// Threads is how many the engine has made that are still there.
-func Threads() int { return int(C.mt_engine_threads()) }
 
 // Compile turns a WASM module into native code for this machine. The error says
 // why the engine refuses the module.
@@ -201,8 +193,7 @@ const (
 )
 
 // Prepare resolves the imports, each as served says; version is what functions of
-// kind [ServesVersion]
-// return. The module must stay open while the program lives.
+// kind [ServesVersion] return. The module must stay open while the program lives.
 func (m *Module) Prepare(served []Served, version int32) (*Program, error) {
 	if len(served) != int(m.imports.size) {
 		return nil, errors.New("every import must be served")

@@ -110,11 +110,6 @@ struct mt_run {
   atomic_int stop;
 };
 
-// Set while a thread runs the engine's code and not the host's.
-extern _Thread_local int mt_in_engine;
-void mt_limit_threads(int most);
-int mt_engine_threads(void);
-
 wasm_engine_t *mt_engine_new(size_t max_stack);
 void mt_engine_keep(size_t memories, size_t bytes);
 wasmtime_error_t *mt_compile(wasm_engine_t *, const uint8_t *, size_t, wasm_byte_vec_t *);

@@ -15,8 +15,9 @@ import (
 var _ = [1]struct{}{}[limits.GuestFiles-C.MT_FILES]
 
 // ServeFile lets the guest read and write the regular file fd under a number
-// below [limits.GuestFiles] without the host. The file must stay open until it is forgotten. Like the guest's
-// other calls it belongs to the goroutine that runs the guest.
+// below [limits.GuestFiles] without the host. The file must stay open until it is
+// forgotten. Like the guest's other calls it belongs to the goroutine that runs the
+// guest.
 func (r *Run) ServeFile(number, fd int, read, write bool) {
 	f := C.struct_mt_file{fd: C.int(fd)}
 	if read {
