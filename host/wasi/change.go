@@ -92,7 +92,7 @@ func pathRename(c *Call) Errno {
 					return e
 				}
 			}
-			return errnoOf(unix.Renameat2(from.dir, from.name, to.dir, to.name, 0))
+			return errnoOf(unix.Renameat(from.dir, from.name, to.dir, to.name))
 		})
 	})
 }
