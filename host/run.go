@@ -128,8 +128,8 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 
 // direct says that nothing the guest does can hold it up beyond its end: it then
 // runs on its caller's goroutine, for changing threads costs as much as a small
-// run does. A run of a process of its own may block in its streams, and any
-// blocks in a directory that holds pipes.
+// run does. A run of a process of its own may block in its streams, and any in a
+// directory whose file system does not answer.
 func (p *Program) direct() bool { return p.reused && (!p.wasi || len(p.dirs) == 0) }
 
 // watch ends the run at its deadline or, after it was asked to end, when its

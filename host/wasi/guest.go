@@ -1,11 +1,14 @@
 package wasi
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"syscall"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -46,7 +49,23 @@ func (c *Config) Check() error {
 	if err := texts("an argument", c.Args); err != nil {
 		return err
 	}
-	return texts("an environment variable", c.Env)
+	if err := texts("an environment variable", c.Env); err != nil || len(c.Preopens) == 0 {
+		return err
+	}
+	return c.Preopens[0].resolves()
+}
+
+// resolves says whether the kernel can resolve paths as this package needs it.
+func (p *Preopen) resolves() error {
+	fd, err := unix.Openat2(int(p.Dir.Fd()), ".", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve})
+	switch {
+	case err == nil:
+		_ = unix.Close(fd) // only looked at
+	case errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM):
+		return fault.Wrap(err, fault.Unsupported, p.Guest, "the host cannot keep paths beneath a directory").
+			WithHint("openat2(2) needs Linux 5.6, and the container's seccomp profile must let it through")
+	}
+	return nil
 }
 
 // Host is what surrounds a guest. It is called on the goroutine that runs the

@@ -14,11 +14,13 @@ const follow = 1
 // something on the way was renamed.
 const tries = 256
 
+// resolve keeps what a path leads to beneath the directory.
+const resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
+
 // beneath opens a path beneath a directory, wherever its links lead.
 func (g *Guest) beneath(dir int, path string, flags int, mode uint64) (int, error) {
 	how := unix.OpenHow{
-		Flags: uint64(flags | unix.O_CLOEXEC), Mode: mode,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+		Flags: uint64(flags | unix.O_CLOEXEC), Mode: mode, Resolve: resolve,
 	}
 	for i := 0; ; i++ {
 		fd, err := unix.Openat2(dir, path, &how)
