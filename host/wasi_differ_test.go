@@ -127,7 +127,11 @@ func operations() []operation {
 	}
 	for _, lookup := range []int{0, followLink} {
 		for _, oflags := range []int{0, dirOnly, create, create | exclusive, truncate, create | truncate, create | dirOnly} {
-			for _, rights := range []uint64{canRead, canWrite, canRead | canWrite} {
+			rights := []uint64{canRead, canWrite, canRead | canWrite}
+			if oflags != 0 && oflags != create|truncate {
+				rights = []uint64{canRead | uint64(canWrite*lookup)} // the one or the other: every script is a run
+			}
+			for _, rights := range rights {
 				add(fmt.Sprintf("open lookup %d, flags %d, rights %d", lookup, oflags, rights), func(s *calls, path string) {
 					s.open(3, lookup, path, oflags, rights, 0)
 				}, nil)
