@@ -125,6 +125,10 @@ static int64_t transfer(const struct vectors *v, int fd, int kind, off_t offset)
     if ((size_t)moved < bytes)
       break;
   }
+  if (done == 0 && atomic_load(&run->stop)) {
+    run->io_error = EINTR; // nothing moved is not the end of the file
+    return -1;
+  }
   return done;
 }
 
