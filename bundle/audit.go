@@ -74,6 +74,9 @@ func (n *note) admission(result string) *audit.Admission {
 	}
 	if n.verdict != nil {
 		a.Policy = n.verdict.Scope
+		if p := n.verdict.Pending; p != nil && result == audit.Allowed {
+			a.Pending = string(p.Reason)
+		}
 		if n.verdict.Signer != nil {
 			a.SignerOrg = organisation(n.verdict.Signer.Subject)
 		}
@@ -103,7 +106,7 @@ func (n *note) refused(err error) {
 // container records that a container may run, where a policy had a word in it,
 // and gives the bundle its own specification back.
 func (n *note) container(result *Result, spec *bundleSpec) (*Result, error) {
-	decided := n.artifact != nil && n.artifact.Agent != nil || n.verdict != nil && (n.verdict.Scope != "" || n.verdict.SignedDigest != "")
+	decided := n.artifact != nil && n.artifact.Agent != nil || n.verdict != nil && (n.verdict.Scope != "" || n.verdict.SignedDigest != "" || n.verdict.Pending != nil)
 	if decided {
 		if err := n.required(n.record(n.admission(audit.Allowed))); err != nil {
 			return nil, err

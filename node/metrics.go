@@ -22,6 +22,7 @@ const other = "other"
 type metrics struct {
 	registry   *prometheus.Registry
 	verify     *prometheus.HistogramVec
+	pending    *prometheus.CounterVec
 	requests   *prometheus.CounterVec
 	executions *prometheus.HistogramVec
 	records    *prometheus.CounterVec
@@ -43,6 +44,9 @@ func newMetrics() *metrics {
 			Name: "mentatlab_attestation_verify_seconds", Help: "Time to find, read and verify an image before it may run",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"result", "signer_org"}),
+		pending: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mentatlab_attestation_pending_total", Help: "Starts without an attestation that the policy allows only until it enforces them",
+		}, []string{"agent_id"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mentatlab_capability_requests_total", Help: "Decisions about capabilities: when an agent is prepared, and each while it runs",
 		}, []string{"agent_id", "capability_type", "result"}),
@@ -59,7 +63,7 @@ func newMetrics() *metrics {
 		agents:    map[string]bool{},
 		orgs:      map[string]bool{},
 	}
-	m.registry.MustRegister(m.verify, m.requests, m.executions, m.records, m.lost, m.sequence, m.runs, m.refreshes, m.refreshed,
+	m.registry.MustRegister(m.verify, m.pending, m.requests, m.executions, m.records, m.lost, m.sequence, m.runs, m.refreshes, m.refreshed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -98,6 +102,9 @@ func (m *metrics) observe(record any) {
 	case *audit.Admission:
 		m.records.WithLabelValues(r.EventType).Inc()
 		m.verify.WithLabelValues(r.Result, m.label(m.orgs, r.SignerOrg)).Observe(float64(r.Microseconds) / 1e6)
+		if r.Pending != "" {
+			m.pending.WithLabelValues(m.label(m.agents, r.Agent.ID)).Inc()
+		}
 	case *audit.Decision:
 		m.records.WithLabelValues(r.EventType).Inc()
 		m.requests.WithLabelValues(m.label(m.agents, r.Agent.ID), kindOf(r.Capability), r.Result).Add(float64(max(1, r.Count)))

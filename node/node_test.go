@@ -675,6 +675,7 @@ func TestMetricsTellOfWhatWasRecorded(t *testing.T) {
 	agent := audit.Agent{ID: "example.agent"}
 	records := []any{
 		&audit.Admission{EventType: audit.EventAdmission, Result: audit.Allowed, SignerOrg: "MentatLab", Microseconds: 2000},
+		&audit.Admission{EventType: audit.EventAdmission, Result: audit.Allowed, Agent: agent, Pending: "unsigned"},
 		&audit.Decision{EventType: audit.EventDecision, Agent: agent, Capability: "network:https:a.example", Result: audit.Denied},
 		&audit.Decision{EventType: audit.EventDecision, Agent: agent, Capability: "network:https:b.example", Result: audit.DryRun, Count: 7},
 		&audit.Decision{EventType: audit.EventDecision, Agent: agent, Capability: "nonsense\"} 1", Result: audit.Denied},
@@ -697,8 +698,9 @@ func TestMetricsTellOfWhatWasRecorded(t *testing.T) {
 		`mentatlab_capability_requests_total{agent_id="example.agent",capability_type="network",result="dry_run"} 7`,
 		`mentatlab_capability_requests_total{agent_id="example.agent",capability_type="other",result="denied"} 1`,
 		`mentatlab_audit_lost_total 5`,
-		`mentatlab_audit_records_total{event="admission"} 1`,
-		`mentatlab_audit_sequence 6`,
+		`mentatlab_attestation_pending_total{agent_id="example.agent"} 1`,
+		`mentatlab_audit_records_total{event="admission"} 2`,
+		`mentatlab_audit_sequence 7`,
 	} {
 		if !strings.Contains(body, want+"\n") {
 			t.Errorf("no %s in\n%s", want, body)
@@ -713,7 +715,7 @@ func TestMetricsTellOfWhatWasRecorded(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := chain.Verify(c.Audit.Log, ""); err != nil || len(r.Problems) > 0 || r.Last != 7 {
+	if r, err := chain.Verify(c.Audit.Log, ""); err != nil || len(r.Problems) > 0 || r.Last != 8 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -91,28 +91,57 @@ type Attestation struct {
 // [fault.ArtifactInvalid] when the manifest itself breaks a rule and
 // [fault.AttestationFormat] when the attestation does. The signature is left to
 // [Attestation.CheckSignature].
-func ReadAttestation(raw []byte) (*Attestation, error) {
+func ReadAttestation(raw []byte) (*Attestation, error) { return readAttestation(raw, nil) }
+
+func readAttestation(raw []byte, t *tracer) (*Attestation, error) {
+	text, err := findBlock(raw)
+	t.note("bytes", "%d", len(text))
+	if t.part("found", err) != nil {
+		return nil, err
+	}
+	if err := t.part("canonical form of the manifest", checkCanonical(raw)); err != nil {
+		return nil, err
+	}
+	a, err := readBlock(raw, text)
+	if err == nil {
+		t.block(a)
+	}
+	return a, t.part("block", err)
+}
+
+// findBlock returns the text of a manifest's attestation.
+func findBlock(raw []byte) (string, error) {
 	if len(raw) > limits.OCIManifestBytes {
-		return nil, fault.New(fault.ArtifactInvalid, "manifest", "is over %d bytes", limits.OCIManifestBytes)
+		return "", fault.New(fault.ArtifactInvalid, "manifest", "is over %d bytes", limits.OCIManifestBytes)
 	}
 	m, err := oci.ParseManifest(raw)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	text, present := m.Annotations[oci.AnnotationAttestation]
 	for key := range m.Annotations {
 		if key != oci.AnnotationAttestation && strings.HasPrefix(strings.ToLower(key), annotationFamily) {
-			return nil, malformed("annotation %q is of a version that this program does not know", key)
+			return "", malformed("annotation %q is of a version that this program does not know", key)
 		}
 	}
 	if !present {
-		return nil, fault.New(fault.Unsigned, "", "carries no attestation")
+		return "", fault.New(fault.Unsigned, "", "carries no attestation")
 	}
-	if again, err := canonical.JSON(raw); err != nil {
-		return nil, malformed("the manifest cannot be brought into canonical form: %v", err)
-	} else if !bytes.Equal(again, raw) {
-		return nil, malformed("the manifest is not in canonical form")
+	return text, nil
+}
+
+func checkCanonical(raw []byte) error {
+	again, err := canonical.JSON(raw)
+	if err != nil {
+		return malformed("the manifest cannot be brought into canonical form: %v", err)
 	}
+	if !bytes.Equal(again, raw) {
+		return malformed("the manifest is not in canonical form")
+	}
+	return nil
+}
+
+func readBlock(raw []byte, text string) (*Attestation, error) {
 	block, err := parseBlock(text)
 	if err != nil {
 		return nil, err

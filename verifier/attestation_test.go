@@ -235,7 +235,7 @@ func FuzzPEMChain(f *testing.F) {
 				t.Fatal("read something else than is there")
 			}
 		}
-		path, err := verifyChain(chain, roots, testpki.Now)
+		path, err := verifyChain(chain, roots, testpki.Now, nil)
 		if err == nil && (len(path) != 3 || !path[0].Equal(chain[0]) || !path[1].Equal(p.Agent) || !path[2].Equal(p.Root) || path[0].CheckSignatureFrom(p.Agent) != nil) {
 			t.Fatalf("a path nobody issued: %v", path)
 		}

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -164,19 +165,38 @@ func ParseChain(name string, data []byte) ([]*x509.Certificate, error) {
 
 // verifyChain builds the one path the block claims to a root of the pool, with
 // every certificate valid now, and returns it with the root appended.
-func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) ([]*x509.Certificate, error) {
-	for _, c := range chain {
-		if err := checkKey(c); err != nil {
-			return nil, err
+func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, now time.Time, t *tracer) ([]*x509.Certificate, error) {
+	for i, c := range chain {
+		t.certificate(c)
+		err := checkKey(c)
+		if err == nil {
+			err = checkValidity(c, now)
 		}
-		if err := checkValidity(c, now); err != nil {
+		if t.part(fmt.Sprintf("certificate %d", i), err) != nil {
 			return nil, err
 		}
 	}
 	leaf := chain[0]
-	if err := checkUsage(leaf); err != nil {
+	t.leafUsage(leaf)
+	if err := t.part("usage", checkUsage(leaf)); err != nil {
 		return nil, err
 	}
+	path, err := findPath(chain, roots, now)
+	if err == nil {
+		t.certificate(path[len(path)-1])
+	}
+	if t.part("path to a root", err) != nil {
+		return nil, err
+	}
+	if err := corex509.ValidateCodeSigningCertChain(path, &now); err != nil {
+		return nil, t.part("profile", fault.Wrap(err, fault.ChainUntrusted, certName(leaf), "the chain breaks the code signing profile"))
+	}
+	return path, t.part("profile", nil)
+}
+
+// findPath finds the path to a root of the pool, which must be what was sent.
+func findPath(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) ([]*x509.Certificate, error) {
+	leaf := chain[0]
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		intermediates.AddCert(c)
@@ -208,9 +228,6 @@ func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, now time.Time)
 	path := paths[i]
 	if err := checkKey(path[len(path)-1]); err != nil {
 		return nil, err
-	}
-	if err := corex509.ValidateCodeSigningCertChain(path, &now); err != nil {
-		return nil, fault.Wrap(err, fault.ChainUntrusted, certName(leaf), "the chain breaks the code signing profile")
 	}
 	return path, nil
 }

@@ -62,6 +62,7 @@ type policyFile struct {
 	Grants        map[string][]string `yaml:"grants"`
 	Revocation    revocationSet       `yaml:"revocation"`
 	OnUnfetchable string              `yaml:"on_unfetchable" allowed:"defer|deny"`
+	Staging       stagingFile         `yaml:"attestation_required"`
 }
 
 type scopeFile struct {
@@ -106,6 +107,7 @@ type Policy struct {
 	crls        []CRLSource
 	grace       time.Duration
 	unfetchable string
+	staging     staging
 }
 
 // CRLSource says where an issuer's revocation list comes from: exactly one of
@@ -189,6 +191,7 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		publishers:  c.identities("trust.publishers", f.Trust.Publishers),
 		grace:       c.duration("revocation.grace", f.Revocation.Grace, maxGrace),
 		unfetchable: c.choice("on_unfetchable", f.OnUnfetchable, Defer),
+		staging:     c.staging(f.Staging),
 	}
 	names, patterns := map[string]bool{}, map[string]bool{}
 	for i, s := range f.Scopes {

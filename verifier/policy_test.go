@@ -156,6 +156,9 @@ func FuzzParsePolicy(f *testing.F) {
 	f.Add(fullPolicy)
 	f.Add(testPolicy)
 	f.Add("version: 1\noutside: {ordinary_images: deny}\n")
+	f.Add(testPolicy + stagedPolicy)
+	f.Add(testPolicy + "attestation_required: {enabled: false}\n")
+	f.Add(testPolicy + "attestation_required: {enabled: true, enforcement_date: \"2026-04-01\"}\n")
 	f.Add("version: 1\nscopes: [{name: a, match: ['*'], stores: [a], identities: [any], unsigned_containers: allow}]\noutside: {ordinary_images: allow}\n")
 	agent, image := read(f, wasmAgent(f)), read(f, container(f))
 	_, p := frozenNode(f)
@@ -183,10 +186,13 @@ func FuzzParsePolicy(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, reference := range []string{ref, "", "docker.io/library/alpine", "127.0.0.1:5000/agents/a:1"} {
-			if v.Verify(t.Context(), Input{Reference: reference, Artifact: agent}).Allowed && !strings.Contains(text, "unsigned_agents") {
+			if v.Verify(t.Context(), Input{Reference: reference, Artifact: agent}).Allowed && !strings.Contains(text, "unsigned_agents") && !p.staging.set {
 				t.Fatalf("an unsigned agent is allowed as %q", reference)
 			}
-			if v.Verify(t.Context(), Input{Reference: reference, Artifact: image}).Allowed && !strings.Contains(text, "allow") && len(p.exempt) == 0 {
+			if p.staging == (staging{}) && v.Verify(t.Context(), Input{Reference: reference, Artifact: agent}).Pending != nil {
+				t.Fatalf("something is put off as %q, and the policy says nothing of that", reference)
+			}
+			if v.Verify(t.Context(), Input{Reference: reference, Artifact: image}).Allowed && !strings.Contains(text, "allow") && !p.staging.set && len(p.exempt) == 0 {
 				t.Fatalf("an unsigned image is allowed as %q", reference)
 			}
 		}

@@ -27,6 +27,7 @@ type Verifier struct {
 	stores     map[string]*Store
 	roots      func() (map[string]*x509.CertPool, error) // by scope name
 	revocation RevocationSource
+	seen       SeenTime
 	clock      func() time.Time
 	rules      digest.Digest
 }
@@ -40,6 +41,8 @@ type Config struct {
 	Stores map[string]*Store
 	// Revocation may be nil in developer mode only.
 	Revocation RevocationSource
+	// Seen may be nil; then a policy's enforcement date counts as past.
+	Seen SeenTime
 	// Clock is required.
 	Clock func() time.Time
 }
@@ -49,7 +52,7 @@ func New(c Config) (*Verifier, error) {
 	if c.Clock == nil {
 		return nil, fault.New(fault.Internal, "verifier", "has no clock")
 	}
-	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, clock: c.Clock}
+	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, seen: c.Seen, clock: c.Clock}
 	if c.Policy == nil {
 		return v, nil
 	}
@@ -117,7 +120,13 @@ func Open(cfg nodeconfig.Verify, clock func() time.Time) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Clock: clock})
+	v, err := New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), Clock: clock})
+	if err == nil {
+		// Every gate opens a verifier for every decision, so that the time is seen even
+		// where nothing depends on it yet. Where it cannot be, a judgement says so.
+		_, _, _ = v.Staging()
+	}
+	return v, err
 }
 
 // LoadPolicy reads and parses a policy file.
@@ -152,6 +161,8 @@ type Input struct {
 	// Index is the digest of the index that led to the artifact, if one did. The
 	// policy may exempt an image by it: it is the digest that people know.
 	Index digest.Digest
+	// Trace, if there is one, is filled with the steps of the judgement.
+	Trace *Trace
 }
 
 // Verify judges an artifact. The verdict is never nil; what cannot be judged is
@@ -160,6 +171,8 @@ func (v *Verifier) Verify(ctx context.Context, in Input) *Verdict {
 	j := judge{Verifier: v, in: in, now: v.clock(), verdict: &Verdict{
 		Trust: Untrusted, Enforced: v.policy != nil, Developer: v.policy == nil,
 	}}
+	j.trace = newTracer(in.Trace, j.now, v.rules)
+	defer func() { j.trace.finish(j.verdict) }()
 	err := ctx.Err()
 	switch {
 	case err != nil:
@@ -190,6 +203,7 @@ type judge struct {
 	verdict *Verdict
 	scope   *scope
 	name    imageref.Name
+	trace   *tracer
 }
 
 // until says when the judgement may come out otherwise.
@@ -206,6 +220,7 @@ func (j *judge) check(name string, err error, format string, args ...any) error 
 		detail = fault.OneLine(err.Error())
 	}
 	j.verdict.Checks = append(j.verdict.Checks, Check{Name: name, OK: err == nil, Detail: detail})
+	j.trace.end(name, err, detail)
 	return err
 }
 
@@ -233,8 +248,10 @@ func (j *judge) noImage() error {
 		return j.check("scope", nil, "without an image, as an ordinary image outside all scopes")
 	}
 	j.verdict.Scope = j.scope.name
+	j.trace.scope(j.scope)
 	if !j.scope.unsignedContainers {
-		return j.check("scope", fault.New(fault.Unsigned, on, "cannot carry the attestation that the scope %q requires", j.scope.name), "")
+		refusal := fault.New(fault.Unsigned, on, "cannot carry the attestation that the scope %q requires", j.scope.name)
+		return j.check("scope", j.demand(refusal), "%s, which does not require attestations yet", j.scope.name)
 	}
 	return j.check("scope", nil, "%s, which allows unsigned containers", j.scope.name)
 }
@@ -247,6 +264,7 @@ func (j *judge) judge() error {
 	if a.Agent != nil {
 		j.verdict.Agent = a.Agent.ID + " " + a.Agent.Version
 	}
+	j.trace.artifact(a)
 	if err := j.check("digest", checkDigest(a), "%s", a.Digest); err != nil {
 		return err
 	}
@@ -267,12 +285,13 @@ func (j *judge) judge() error {
 	}
 	j.scope = j.policy.scope(j.name)
 	if j.scope == nil {
-		return j.check("scope", j.outside(a, att), "outside all scopes, as an ordinary image")
+		return j.check("scope", j.outside(a, att), "outside all scopes")
 	}
 	j.verdict.Scope = j.scope.name
+	j.trace.scope(j.scope)
 	_ = j.check("scope", nil, "%s", j.scope.name)
 	if att == nil {
-		return j.check("attestation", j.unsigned(a), "absent; the scope allows it")
+		return j.check("attestation", j.unsigned(a), "absent; allowed")
 	}
 	return j.trust(att, a)
 }
@@ -287,22 +306,29 @@ func checkDigest(a *oci.Artifact) error {
 // integrity reads the attestation and checks its signature; nil when there is
 // none. It does so with and without a policy, inside and outside its scopes.
 func (j *judge) integrity(a *oci.Artifact) (*Attestation, error) {
-	att, err := ReadAttestation(a.Raw)
+	att, err := readAttestation(a.Raw, j.trace)
 	if fault.ReasonOf(err) == fault.Unsigned {
+		j.trace.absent(StepAttestation, "absent")
 		return nil, nil
 	}
 	if err := j.check("attestation", err, "well formed"); err != nil {
 		return nil, err
 	}
 	j.verdict.SignedDigest = att.SignedDigest
+	j.trace.signature(att)
 	if err := j.check("signature", att.CheckSignature(), "%s over %s", att.Algorithm, att.SignedDigest); err != nil {
 		return nil, err
 	}
-	if a.Agent != nil && (att.Subject.ID != a.Agent.ID || att.Subject.Version != a.Agent.Version) {
-		return nil, j.check("binding", fault.New(fault.BindingMismatch, "attestation", "is for %s %s, the agent is %s %s",
+	if a.Agent == nil {
+		return att, nil
+	}
+	j.trace.note("attested", "%s %s", att.Subject.ID, att.Subject.Version)
+	j.trace.note("agent manifest", "%s %s", a.Agent.ID, a.Agent.Version)
+	if att.Subject.ID != a.Agent.ID || att.Subject.Version != a.Agent.Version {
+		return nil, j.check(StepAgent, fault.New(fault.BindingMismatch, "attestation", "is for %s %s, the agent is %s %s",
 			att.Subject.ID, att.Subject.Version, a.Agent.ID, a.Agent.Version), "")
 	}
-	return att, nil
+	return att, j.check(StepAgent, nil, "%s %s", a.Agent.ID, a.Agent.Version)
 }
 
 func (j *judge) developer(att *Attestation) {
@@ -314,11 +340,15 @@ func (j *judge) developer(att *Attestation) {
 }
 
 func (j *judge) outside(a *oci.Artifact, att *Attestation) error {
+	if isWASM(a) && att == nil {
+		err := j.demand(fault.New(fault.Unsigned, j.in.Reference, "is an unsigned WASM agent outside all scopes of the policy").
+			WithHint("sign it and publish it under a reference that a scope covers"))
+		if err != nil {
+			return err
+		}
+	}
 	switch {
-	case isWASM(a) && att == nil:
-		return fault.New(fault.Unsigned, j.in.Reference, "is an unsigned WASM agent outside all scopes of the policy").
-			WithHint("sign it and publish it under a reference that a scope covers")
-	case isWASM(a):
+	case isWASM(a) && att != nil:
 		return fault.New(fault.PolicyDenied, j.in.Reference, "no scope of the policy covers it, so no trust store holds for it").
 			WithHint("publish it under a reference that a scope covers")
 	case !j.policy.outside:
@@ -330,8 +360,8 @@ func (j *judge) outside(a *oci.Artifact, att *Attestation) error {
 func (j *judge) unsigned(a *oci.Artifact) error {
 	agent := isWASM(a) || a.Agent != nil
 	if agent && !j.scope.unsignedAgents || !agent && !j.scope.unsignedContainers {
-		return fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
-			WithHint("sign it with mentatctl sign")
+		return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
+			WithHint("sign it with mentatctl sign"))
 	}
 	j.warn("unsigned, allowed by the scope %q: runs as %s", j.scope.name, Untrusted)
 	return nil
@@ -343,7 +373,7 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	if err != nil {
 		return j.check("chain", err, "")
 	}
-	path, err := verifyChain(att.Chain, roots[j.scope.name], j.now)
+	path, err := verifyChain(att.Chain, roots[j.scope.name], j.now, j.trace)
 	if err := j.check("chain", err, "%s", chainText(path)); err != nil {
 		return err
 	}
@@ -354,6 +384,7 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	if !att.notAfter.IsZero() {
 		j.until(att.notAfter)
 	}
+	j.trace.identities(leaf, j.scope)
 	email, err := j.identity(leaf)
 	j.verdict.Signer = &Signer{
 		Email:       email,
@@ -365,6 +396,7 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	if err := j.check("identity", err, "%s", email); err != nil {
 		return err
 	}
+	j.attestationTimes(att)
 	if err := j.check("validity", j.validity(att, leaf), "signed at %s", att.Timestamp); err != nil {
 		return err
 	}
@@ -372,6 +404,9 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	if err := j.check("revocation", err, "%s", freshText(fresh)); err != nil {
 		return err
 	}
+	j.trace.note("mode", "%s", j.scope.binding)
+	j.trace.note("attested", "%s, version %s", att.Subject.Repository, att.Subject.Version)
+	j.trace.note("reference", "%s", j.in.Reference)
 	if err := j.check("binding", j.binding(att), "%s", j.scope.binding); err != nil {
 		return err
 	}
@@ -384,6 +419,9 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	case j.policy.community.has(email):
 		j.verdict.Trust = Community
 	}
+	j.trace.note("publisher", "%t", j.policy.publishers.has(email))
+	j.trace.note("community", "%t", j.policy.community.has(email))
+	j.trace.note("revocation lists within their time", "%t", fresh)
 	return j.check("trust", nil, "%s", j.verdict.Trust)
 }
 
@@ -398,6 +436,20 @@ func (j *judge) identity(leaf *x509.Certificate) (string, error) {
 		return email, fault.New(fault.IdentityUntrusted, certName(leaf), "its e-mail address %q is none of the identities of the scope %q", leaf.EmailAddresses[0], j.scope.name)
 	}
 	return email, nil
+}
+
+// attestationTimes shows what validity looks at.
+func (j *judge) attestationTimes(att *Attestation) {
+	if !j.trace.on() {
+		return
+	}
+	j.trace.note("signed at", "%s", att.Timestamp)
+	j.trace.note("not after", "%s", att.NotAfter)
+	j.trace.note("now", "%s", stampText(j.now))
+	j.trace.turn(att.timestamp.Add(-clockSkew), "the attestation is no longer from the future")
+	if !att.notAfter.IsZero() {
+		j.trace.turn(att.notAfter.Add(time.Nanosecond), "the attestation ends")
+	}
 }
 
 func (j *judge) validity(att *Attestation, leaf *x509.Certificate) error {
@@ -419,7 +471,9 @@ func (j *judge) revoked(path []*x509.Certificate) (fresh bool, err error) {
 	fresh = true
 	var unknown error
 	for i, c := range path[:len(path)-1] {
+		j.trace.note("certificate", "%s, serial %x", c.Subject, c.SerialNumber)
 		ok, err := j.revokedOne(c, path[i+1])
+		_ = j.trace.part("list", err)
 		if fault.ReasonOf(err) == fault.Revoked {
 			return false, err
 		}
@@ -433,6 +487,7 @@ func (j *judge) revoked(path []*x509.Certificate) (fresh bool, err error) {
 
 func (j *judge) revokedOne(c, issuer *x509.Certificate) (fresh bool, err error) {
 	ix, err := j.index(issuer)
+	j.trace.list(ix, j.now, j.policy.grace)
 	if ix == nil {
 		switch {
 		case err != nil:
@@ -564,7 +619,10 @@ type Verdict struct {
 	// Agent is id and version of the agent manifest.
 	Agent    string   `json:"agent,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
-	Checks   []Check  `json:"checks,omitempty"`
+	// Pending is set for what runs only until the policy's attestation_required is
+	// enforced.
+	Pending *Pending `json:"pending,omitempty"`
+	Checks  []Check  `json:"checks,omitempty"`
 	// Remembered tells that the checks were made by an earlier judgement of the
 	// same, on this node.
 	Remembered bool `json:"remembered,omitempty"`

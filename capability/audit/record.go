@@ -109,6 +109,9 @@ type Admission struct {
 	Result  string `json:"result"`
 	Reason  string `json:"reason"`
 	Message string `json:"message,omitempty"`
+	// Pending is the reason for which it is refused once the policy's
+	// attestation_required is enforced; empty for what that does not concern.
+	Pending string `json:"pending,omitempty"`
 	// SignerOrg is the organisation of the signer's certificate.
 	SignerOrg string `json:"signer_org,omitempty"`
 	// Microseconds is how long it took to find, read and verify.

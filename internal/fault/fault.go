@@ -41,6 +41,7 @@ const (
 	SnapshotMismatch  Reason = "snapshot-mismatch"
 	ResourceLimit     Reason = "resource-limit"
 	Unsupported       Reason = "unsupported"
+	NodeUnsound       Reason = "node-unsound"
 	CompileFailed     Reason = "compile-failed"
 	Trap              Reason = "trap"
 	Deadline          Reason = "deadline"
@@ -103,6 +104,7 @@ var Table = []Row{
 	// Never ErrNotImplemented: containerd takes that from a task call as a shim of
 	// an older API, calls again by that, and in the end leaves the shim running.
 	{Unsupported, errdefs.ErrFailedPrecondition, ExitHostFailure, 21, "not possible for a WASM agent or on this machine"},
+	{NodeUnsound, errdefs.ErrFailedPrecondition, ExitHostFailure, 23, "the doctor found that a node does not verify what it should"},
 	{CompileFailed, errdefs.ErrUnknown, ExitHostFailure, 22, "the module could not be compiled"},
 	{Trap, errdefs.ErrAborted, ExitTrap, 120, "the guest trapped"},
 	{Deadline, context.DeadlineExceeded, ExitDeadline, 121, "the run's deadline passed"},

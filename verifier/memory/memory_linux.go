@@ -45,9 +45,10 @@ type entry struct {
 	Verdict verifier.Verdict  `json:"verdict"`
 }
 
-// Verify is the verifier's [verifier.Verifier.Verify], or what it said before.
+// Verify is the verifier's [verifier.Verifier.Verify], or what it said before, which
+// has no trace.
 func (m *Memory) Verify(ctx context.Context, v *verifier.Verifier, in verifier.Input) *verifier.Verdict {
-	if v.Rules() == "" || in.Artifact == nil || !in.Artifact.Attested() {
+	if v.Rules() == "" || in.Trace != nil || in.Artifact == nil || !in.Artifact.Attested() {
 		return v.Verify(ctx, in)
 	}
 	path := filepath.Join(m.dir, m.key(v, in))

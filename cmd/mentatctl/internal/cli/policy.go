@@ -138,7 +138,7 @@ func checkPolicy(path string, strict bool) (checkedPolicy, error) {
 }
 
 var (
-	policyKey     = regexp.MustCompile(`(?m)^(scopes|outside|exempt|trust|revocation|on_unfetchable|grants):`)
+	policyKey     = regexp.MustCompile(`(?m)^(scopes|outside|exempt|trust|revocation|on_unfetchable|attestation_required|grants):`)
 	capabilityKey = regexp.MustCompile(`(?m)^(rules|network|llm|media|extensions|sandbox):`)
 )
 
@@ -160,6 +160,11 @@ func checkTrust(path string, data []byte) ([]policy.Finding, error) {
 		return []policy.Finding{}, err
 	}
 	found := []policy.Finding{}
+	if stage, when := p.Staging(); stage == verifier.StageOff {
+		found = append(found, policy.Finding{Message: "attestation_required is not enabled: what has no attestation runs, and no date changes that"})
+	} else if !when.IsZero() {
+		found = append(found, policy.Finding{Message: "what has no attestation runs until " + when.Format(shownTime) + ", when attestation_required is enforced"})
+	}
 	if _, err := verifier.LoadStores(filepath.Join(filepath.Dir(path), "trust"), p); err != nil {
 		found = append(found, policy.Finding{Message: "the trust stores beside it cannot be used: " + fault.OneLine(err.Error())})
 	}

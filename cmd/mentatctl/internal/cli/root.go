@@ -141,7 +141,7 @@ a versioned media type. Exit codes: mentatctl help exit-codes.`,
 		}
 	}
 	add(groupAgent, a.initCmd(), a.buildCmd(), a.runCmd(), a.signCmd(), a.publishCmd(), a.pullCmd(), a.inspectCmd())
-	add(groupTrust, a.verifyCmd(), a.reviewCmd(), a.policyCmd(), a.auditCmd(), a.nodeCmd(), a.pkiCmd(), a.loginCmd(), a.logoutCmd())
+	add(groupTrust, a.verifyCmd(), a.reviewCmd(), a.policyCmd(), a.auditCmd(), a.nodeCmd(), a.doctorCmd(), a.pkiCmd(), a.loginCmd(), a.logoutCmd())
 	root.AddCommand(a.versionCmd(), exitCodesTopic())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

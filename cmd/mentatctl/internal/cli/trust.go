@@ -305,7 +305,7 @@ func readCRL(path string) (*x509.RevocationList, error) {
 }
 
 // verdictText shows a verdict for people.
-func verdictText(w *display.Writer, vd *verifier.Verdict, explain bool) {
+func verdictText(w *display.Writer, vd *verifier.Verdict) {
 	if vd.Signer != nil {
 		w.Field("signer", "%s", vd.Signer.Email)
 		w.Field("issuer", "%s", vd.Signer.Issuer)
@@ -315,18 +315,6 @@ func verdictText(w *display.Writer, vd *verifier.Verdict, explain bool) {
 		w.Field("trust", "%s", vd.Trust)
 	}
 	w.Field("artifact", "%s", vd.Digest)
-	if explain {
-		for i, c := range vd.Checks {
-			name, mark := "", "ok"
-			if i == 0 {
-				name = "checks"
-			}
-			if !c.OK {
-				mark = "FAILED"
-			}
-			w.Field(name, "%-6s %-11s %s", mark, c.Name, c.Detail)
-		}
-	}
 	if vd.Enforced { // what developer mode means is said once, below
 		w.List("warning", vd.Warnings)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,9 +17,10 @@ import (
 type verifyResult struct {
 	display.Header
 	// By is what decided; "" is developer mode.
-	By      string     `json:"by,omitempty"`
+	By string `json:"by,omitempty"`
+	// At is the time that was judged by, with --at.
+	At      time.Time  `json:"at,omitzero"`
 	Targets []verified `json:"targets"`
-	explain bool
 }
 
 type verified struct {
@@ -30,6 +32,10 @@ type verified struct {
 	// SignedAs is who an intact attestation says made it, where nothing says
 	// whether that is to be believed.
 	SignedAs string `json:"signed_as,omitempty"`
+	// Explanation is the verdict step by step, with --explain.
+	Explanation *verifier.Trace `json:"explanation,omitempty"`
+	// Forecast is how the verdict changes from now until --at.
+	Forecast []verifier.Change `json:"forecast,omitempty"`
 }
 
 func (r *verifyResult) Text(w *display.Writer) {
@@ -51,8 +57,15 @@ func (r *verifyResult) Text(w *display.Writer) {
 		if v.Verdict != nil {
 			w.Field("agent", "%s", v.Verdict.Agent)
 			w.Field("signed as", "%s", v.SignedAs)
-			verdictText(w, v.Verdict, r.explain)
+			verdictText(w, v.Verdict)
 		}
+		forecastText(w, v.Forecast)
+		if v.Explanation != nil {
+			explainText(w, v.Explanation)
+		}
+	}
+	if !r.At.IsZero() {
+		w.Line("judged as of %s, with the policy and the revocation lists that are there now", r.At.Format(shownTime))
 	}
 	switch {
 	case !slices.ContainsFunc(r.Targets, func(v verified) bool { return v.Verdict != nil }):
@@ -79,6 +92,7 @@ type verifyOptions struct {
 	remote  remoteFlags
 	as      string
 	explain bool
+	at      moment
 }
 
 func (a *app) verifyCmd() *cobra.Command {
@@ -95,10 +109,15 @@ attestation that the artifact carries. It is judged as what its image: says it
 will be published as, or as --as says.
 
 The policy is the node's, or the one that flags name. Where there is none,
-signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
+signatures are checked but nobody is trusted; --root or --ca asks for a chain.
+
+With --at the verdict, and the exit code, are those of that date, by the policy and
+the revocation lists that are there now; before it stands when the verdict changes
+and why: certificates that end, lists that must be renewed, enforcement that begins.`,
 		Example: `  mentatctl verify agents/*/manifest.yaml
   mentatctl verify --policy policy.yaml registry.example.com/agents/hello:0.1.0
-  mentatctl verify --ca ~/.mentat/ca --explain hello`,
+  mentatctl verify --ca ~/.mentat/ca --explain hello
+  mentatctl verify --at 2027-01-31 registry.example.com/agents/hello:0.1.0`,
 		Args: wantArgs(1, -1, "a directory, a manifest, a layout or a reference"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.trust.check(cmd); err != nil {
@@ -108,7 +127,7 @@ signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
 			if err != nil {
 				return err
 			}
-			r := &verifyResult{Header: display.Head("verify"), By: j.by, explain: o.explain}
+			r := &verifyResult{Header: display.Head("verify"), By: j.by, At: o.at.Time}
 			progress := a.newProgress()
 			err = each(args, func(name string) error {
 				judged, err := a.verify(cmd.Context(), name, &o, j, progress)
@@ -137,7 +156,8 @@ signatures are checked but nobody is trusted; --root or --ca asks for a chain.`,
 	o.trust.addRoots(cmd)
 	o.remote.add(cmd)
 	cmd.Flags().StringVar(&o.as, "as", "", "judge a local artifact as if it were published as this `REFERENCE`")
-	cmd.Flags().BoolVar(&o.explain, "explain", false, "show every check")
+	cmd.Flags().Var(&o.at, "at", "judge as of this `DATE` (2027-01-31 or 2027-01-31T12:00:00Z), and say what changes until then")
+	cmd.Flags().BoolVar(&o.explain, "explain", false, "show every step of the judgement with what it looked at")
 	a.outputs(cmd)
 	a.progresses(cmd)
 	return cmd
@@ -165,9 +185,17 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 	}
 	var all []verified
 	var errs []error
+	then := j.at(o.at.Time)
 	for _, f := range found {
-		vd, err := judge(ctx, j, t.judgedAs(o.as), f)
-		v := verified{Target: name, Allowed: err == nil, Verdict: vd}
+		var trace *verifier.Trace
+		if o.explain {
+			trace = &verifier.Trace{}
+		}
+		vd, err := judge(ctx, then, t.judgedAs(o.as), f, trace)
+		v := verified{Target: name, Allowed: err == nil, Verdict: vd, Explanation: trace}
+		if o.at.After(a.now()) && j.Policy() != nil {
+			v.Forecast = j.Forecast(ctx, verifier.Input{Reference: t.judgedAs(o.as), Artifact: f.Artifact}, o.at.Time)
+		}
 		if len(found) > 1 {
 			v.Platform = f.platform
 		}
@@ -188,13 +216,17 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 
 // judge asks the verifier. Without a policy nothing requires an attestation, but
 // who asks for one to be verified wants one to be there.
-func judge(ctx context.Context, j *judgement, ref string, f fetchedArtifact) (*verifier.Verdict, error) {
-	vd := j.Verify(ctx, verifier.Input{Reference: ref, Artifact: f.Artifact})
+func judge(ctx context.Context, j *judgement, ref string, f fetchedArtifact, trace *verifier.Trace) (*verifier.Verdict, error) {
+	vd := j.Verify(ctx, verifier.Input{Reference: ref, Artifact: f.Artifact, Trace: trace})
 	if !vd.Allowed {
 		return vd, vd.Err
 	}
 	if vd.Developer && !f.Attested() {
-		return vd, fault.New(fault.Unsigned, ref, "carries no attestation").WithHint("mentatctl sign makes one")
+		err := fault.New(fault.Unsigned, ref, "carries no attestation").WithHint("mentatctl sign makes one")
+		if trace != nil {
+			trace.Refuse(err)
+		}
+		return vd, err
 	}
 	return vd, nil
 }

@@ -1,0 +1,172 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mentatlab/mentat/integration/node"
+	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/node/doctor"
+)
+
+// diagnosis is what `mentatctl doctor` says of a node.
+type diagnosis struct {
+	doctor.Report
+	Sound bool `json:"sound"`
+	exit  int
+	text  string
+}
+
+func diagnose(t *testing.T, n *node.Node) diagnosis {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := n.Command(t.Context(), "mentatctl", "doctor", "--address", n.Socket, "--output", "json")
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("mentatctl doctor: %v\n%s", err, stderr.String())
+	}
+	d := diagnosis{exit: cmd.ProcessState.ExitCode(), text: stdout.String()}
+	if err := json.Unmarshal(stdout.Bytes(), &d); err != nil {
+		t.Fatalf("%v\n%s%s", err, stdout.String(), stderr.String())
+	}
+	return d
+}
+
+// has counts the findings of a check and severity whose text holds the words.
+func (d diagnosis) has(check string, s doctor.Severity, words string) int {
+	count := 0
+	for _, f := range d.Findings {
+		if f.Check == check && f.Severity == s && strings.Contains(f.On+" "+f.What, words) {
+			count++
+		}
+	}
+	return count
+}
+
+func newPatient(t *testing.T, cfg node.Config) *guarded {
+	t.Helper()
+	testpki.Now = time.Now().UTC()
+	cfg.Verifier, cfg.CRI, cfg.SandboxImage = true, true, "localhost/pause:1"
+	w := newWorld(t, cfg)
+	g := &guarded{world: w, registry: &node.Registry{Host: "registry.example"}, pki: testpki.New(t)}
+	g.trust(g.pki)
+	g.policy("")
+	return g
+}
+
+func TestTheDoctorFindsASoundNodeSound(t *testing.T) {
+	g := newPatient(t, node.Config{})
+	d := diagnose(t, g.Node)
+	if d.exit != 0 || !d.Sound || d.Count(doctor.Failure) > 0 {
+		t.Fatalf("exit %d\n%s", d.exit, d.text)
+	}
+	// Both canaries were refused by every gate, and for the policy's reason.
+	for _, gate := range []string{"canary.verifier", "canary.pull", "canary.run"} {
+		if got := d.has(gate, doctor.OK, "refused an agent that is"); got != 2 {
+			t.Errorf("%s refused %d canaries\n%s", gate, got, d.text)
+		}
+	}
+	for _, check := range []string{"containerd.running", "containerd.version", "containerd.config", "containerd.restarted", "verifier.plugin",
+		"verifier.entry", "verifier.timeout", "cri.verification", "cri.runtime", "runc.version", "programs", "programs.build", "policy", "policy.lint", "certificates", "revocation.list"} {
+		if d.has(check, doctor.OK, "") == 0 {
+			t.Errorf("%s was not checked\n%s", check, d.text)
+		}
+	}
+	if out := g.ctr("namespaces", "ls", "-q"); strings.Contains(out, "mentat-doctor") {
+		t.Errorf("the doctor left its namespace: %s", out)
+	}
+}
+
+func TestTheDoctorFindsWhatSwitchesTheGatesOff(t *testing.T) {
+	g := newPatient(t, node.Config{Extra: `
+[plugins.'io.containerd.cri.v1.images'.registry.configs."registry.example".auth]
+username = "ada"
+password = "right"
+`})
+	if err := os.Rename(g.verifier(), filepath.Join(g.Root, "gone")); err != nil {
+		t.Fatal(err)
+	}
+	d := diagnose(t, g.Node)
+	if d.exit != 23 || d.Sound {
+		t.Errorf("exit %d\n%s", d.exit, d.text)
+	}
+	for _, c := range []struct{ check, words string }{
+		{"verifier.directory", "is empty"},
+		{"cri.verification", "registry.configs"},
+		{"canary.verifier", "was not asked"},
+		{"canary.pull", "let an agent pass that is unsigned"},
+		{"canary.pull", "let an agent pass that is wrongly signed"},
+	} {
+		if d.has(c.check, doctor.Failure, c.words) != 1 {
+			t.Errorf("no failure of %s with %q\n%s", c.check, c.words, d.text)
+		}
+	}
+	// The gate before a start does not depend on the one at a pull.
+	if d.has("canary.run", doctor.OK, "refused an agent that is") != 2 {
+		t.Errorf("the run gate is not shown to hold\n%s", d.text)
+	}
+	if out := g.ctr("namespaces", "ls", "-q"); strings.Contains(out, "mentat-doctor") {
+		t.Errorf("the doctor left its namespace: %s", out)
+	}
+}
+
+// verifier is the node's entry in containerd's directory.
+func (g *guarded) verifier() string { return filepath.Join(g.Root, "verifier", "00-mentatlab") }
+
+// Every way of writing a setting that a real containerd reads is found, old forms of
+// its configuration among them: containerd itself says what they mean.
+func TestTheDoctorReadsSettingsAsContainerdDoes(t *testing.T) {
+	node.Privileged(t)
+	_, tools := node.Binaries()
+	const images, old = "version = 3\n[plugins.'io.containerd.cri.v1.images']\n", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n"
+	for _, c := range []struct{ name, config, words string }{
+		{"as it comes", "version = 3\n", ""},
+		{"a hosts directory", images + "[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d'\n", ""},
+		{"use_local_image_pull", images + "use_local_image_pull = true\n", "use_local_image_pull is true"},
+		{"disable_snapshot_annotations", images + "disable_snapshot_annotations = false\n", "disable_snapshot_annotations is false"},
+		{"discard_unpacked_layers", images + "discard_unpacked_layers = true\n", "discard_unpacked_layers is true"},
+		{"image_pull_with_sync_fs", images + "image_pull_with_sync_fs = true\n", "image_pull_with_sync_fs is true"},
+		{"max_concurrent_downloads", images + "max_concurrent_downloads = 4\n", "max_concurrent_downloads is 4"},
+		{"mirrors", images + "[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'docker.io']\nendpoint = ['https://m.example']\n", "registry.mirrors is set, for docker.io"},
+		{"configs", images + "[plugins.'io.containerd.cri.v1.images'.registry.configs.'r.example'.auth]\nusername = 'ada'\n", "registry.configs is set, for r.example"},
+		{"auths", images + "[plugins.'io.containerd.cri.v1.images'.registry.auths.'https://r.example']\nusername = 'ada'\n", "registry.auths is set"},
+		{"version 2, as it comes", "version = 2\n", ""},
+		{"version 2, mirrors", old + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m.example\"]\n", "registry.mirrors is set, for docker.io"},
+		{"version 2, downloads", old + "max_concurrent_downloads = 10\n", "max_concurrent_downloads is 10"},
+		// This containerd takes the setting over from the old form only beside a runtime.
+		{"version 2, discarded layers", old + "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndiscard_unpacked_layers = true\n", ""},
+		{"version 2, discarded layers and a runtime", old + "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndiscard_unpacked_layers = true\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.x]\nruntime_type = \"io.containerd.runc.v2\"\n", "discard_unpacked_layers is true"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := filepath.Join(t.TempDir(), "config.toml")
+			if err := os.WriteFile(config, []byte(c.config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			report, err := doctor.Run(t.Context(), doctor.Options{
+				Address: filepath.Join(t.TempDir(), "nobody"), Containerd: filepath.Join(tools, "containerd"), ContainerdConfig: config, Clock: time.Now, NoCanary: true,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := diagnosis{Report: *report}
+			if c.words == "" {
+				if d.has("cri.verification", doctor.OK, "") != 1 || d.has("cri.verification", doctor.Failure, "") != 0 {
+					t.Errorf("found %+v", d.Findings)
+				}
+				return
+			}
+			if d.has("cri.verification", doctor.Failure, c.words) != 1 || d.has("cri.verification", doctor.OK, "") != 0 {
+				t.Errorf("%q is not found in %+v", c.words, d.Findings)
+			}
+		})
+	}
+}

@@ -1,0 +1,223 @@
+package doctor
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/verifier"
+)
+
+const (
+	// endsSoon is how long before its end a certificate is warned of.
+	endsSoon = 30 * 24 * time.Hour
+	// clockSlack is what two clocks may be apart.
+	clockSlack = 5 * time.Minute
+)
+
+// checkTime holds the clock to what the node knows to be past.
+func checkTime(r *Report, now time.Time, cfg *nodeconfig.Config) {
+	sound := true
+	for _, path := range []string{cfg.Verify.Policy, cfg.Verify.State, cfg.Dir} {
+		info, err := os.Stat(path)
+		if path != "" && err == nil && info.ModTime().After(now.Add(clockSlack)) {
+			sound = false
+			r.fail(checkClock, path, fmt.Sprintf("was changed at %s, the clock says %s", stamp(info.ModTime()), stamp(now)),
+				"with a clock that is behind, what has expired and what was revoked counts again", "set the clock, and have it kept by NTP")
+		}
+	}
+	if state, err := unix.Adjtimex(&unix.Timex{}); err != nil || state == unix.TIME_ERROR {
+		r.warn(checkClock, "kernel", "the clock is not synchronised", "expiry, revocation and enforcement dates are judged by it", "run an NTP client")
+	} else if sound {
+		r.ok(checkClock, "kernel", "synchronised, %s", stamp(now))
+	}
+}
+
+// checkTrust looks at policy, trust stores and revocation data. It returns the
+// verifier that a gate would make, nil if none could.
+func checkTrust(r *Report, cfg *nodeconfig.Config, o Options) *verifier.Verifier {
+	if cfg.Verify.Policy == "" {
+		r.fail(checkPolicy, cfg.Dir, "there is no policy: the node is in developer mode", "everything runs that is not broken, whoever signed it or nobody did",
+			"write policy.yaml, or have mentatctl pki policy write a first one")
+		return nil
+	}
+	v, err := verifier.Open(cfg.Verify, o.Clock)
+	if err != nil {
+		r.fail(checkPolicy, cfg.Verify.Policy, "cannot be used: "+err.Error(), "the node refuses every image", "repair it; mentatctl policy check reads it as a node does")
+		return nil
+	}
+	r.ok(checkPolicy, cfg.Verify.Policy, "well formed, with its trust stores")
+	if v.Policy().OnUnfetchable() == verifier.Defer {
+		r.note(checkPolicy, "on_unfetchable", "is defer", "what the pull gate cannot fetch is pulled; it is judged when it starts under "+mentatRuntime+", and only then")
+	}
+	for _, path := range []string{cfg.Verify.Policy, cfg.Capability.Policy} {
+		if path != "" {
+			checkPath(r, path)
+		}
+	}
+	checkTree(r, cfg.Verify.Trust)
+	for _, path := range []string{cfg.Verify.Policy, cfg.Capability.Policy} {
+		lint(r, path, o.Lint)
+	}
+	checkEnforced(r, v, cfg, o.Clock())
+	checkCertificates(r, v, o.Clock())
+	checkLists(r, v, cfg, o.Clock())
+	return v
+}
+
+// checkEnforced tells whether attestations are required yet, and whether the clock is
+// behind the latest time that the node's gates saw.
+func checkEnforced(r *Report, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time) {
+	stage, from, err := v.Staging()
+	const on = "attestation_required"
+	switch {
+	case err != nil:
+		r.warn(checkEnforcement, on, "is enforced at once: "+err.Error(), "a date counts only where the latest time can be remembered", "repair the directory verify.state")
+	case stage == verifier.StageOff:
+		r.fail(checkEnforcement, on, "is not enabled", "what has no attestation runs, and no date changes that", "enable it, with an enforcement_date if it shall begin later")
+	case stage != verifier.StageEnforced:
+		r.warn(checkEnforcement, on, fmt.Sprintf("is %s, and enforced from %s", stage, stamp(from)), "what has no attestation runs until then", "sign what the warnings of the gates name; mentatctl verify --at tells what will break")
+	default:
+		r.ok(checkEnforcement, on, "enforced")
+	}
+	if seen, err := verifier.LatestSeen(cfg.Verify.State); err == nil && seen.After(now.Add(clockSlack)) {
+		r.fail(checkClock, cfg.Verify.State, fmt.Sprintf("the gates saw %s, the clock says %s", stamp(seen), stamp(now)),
+			"with a clock that is behind, what has expired and what was revoked counts again", "set the clock, and have it kept by NTP; if the time that was seen was wrong, remove the file latest-time there")
+	}
+}
+
+func lint(r *Report, path string, lint func(string) ([]string, error)) {
+	if path == "" || lint == nil {
+		return
+	}
+	warnings, err := lint(path)
+	if err != nil {
+		r.fail(checkLint, path, err.Error(), "a node refuses to start what depends on it", "repair it")
+		return
+	}
+	for _, w := range warnings {
+		r.warn(checkLint, path, w, "it does not do what it seems to", "change it, or take it out")
+	}
+	if len(warnings) == 0 {
+		r.ok(checkLint, path, "says nothing that has no effect")
+	}
+}
+
+func checkCertificates(r *Report, v *verifier.Verifier, now time.Time) {
+	for _, name := range slices.Sorted(maps.Keys(v.Stores())) {
+		for _, c := range v.Stores()[name].Roots() {
+			checkCertificate(r, "trust store "+name, c, now)
+		}
+	}
+	for _, src := range v.Policy().CRLs() {
+		if src.Certificate == "" {
+			continue
+		}
+		issuers, err := src.Issuers(v.Stores())
+		if err != nil {
+			r.fail(checkCert, src.Certificate, err.Error(), "the issuer's revocation list cannot be checked", "name the issuer's certificate")
+			continue
+		}
+		for _, c := range issuers {
+			checkCertificate(r, src.Certificate, c, now)
+		}
+	}
+}
+
+func checkCertificate(r *Report, in string, c *x509.Certificate, now time.Time) {
+	on := in + ": " + c.Subject.String()
+	const why = "no agent that depends on it is trusted after that"
+	switch left := c.NotAfter.Sub(now); {
+	case now.Before(c.NotBefore):
+		r.fail(checkCert, on, "is not valid before "+stamp(c.NotBefore), "no agent that depends on it is trusted until then", "set the clock, or use another certificate")
+	case left < 0:
+		r.fail(checkCert, on, "ended at "+stamp(c.NotAfter), why, "replace it")
+	case left < endsSoon:
+		r.warn(checkCert, on, fmt.Sprintf("ends at %s, in %d days", stamp(c.NotAfter), int(left/(24*time.Hour))), why, "put its successor beside it")
+	default:
+		r.ok(checkCert, on, "until %s", stamp(c.NotAfter))
+	}
+}
+
+func checkLists(r *Report, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time) {
+	sources := v.Policy().CRLs()
+	if len(sources) == 0 {
+		r.warn(checkCRL, cfg.Verify.Policy, "names no revocation lists", "no agent can be trusted without one", "name them under revocation.crls")
+	}
+	for _, src := range sources {
+		checkList(r, src, v, cfg, now)
+	}
+}
+
+func checkList(r *Report, src verifier.CRLSource, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time) {
+	from := src.File + src.URL
+	lost := func(err error) {
+		r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list from %s is at hand: %v", from, err), "every agent of this issuer is refused",
+			"run the node service, which refreshes lists, and look why "+from+" does not give one")
+	}
+	issuers, err := src.Issuers(v.Stores())
+	if err != nil {
+		lost(err)
+		return
+	}
+	if len(issuers) == 0 { // its issuer shows in a chain only: what the file says is not proven here
+		list, err := readList509(src.File)
+		if err != nil {
+			lost(err)
+			return
+		}
+		checkAge(r, src.Issuer, list.ThisUpdate, list.NextUpdate, v.Policy().Grace(), now)
+		return
+	}
+	var errs []error
+	for _, issuer := range issuers {
+		ix, err := verifier.LoadIndex(cfg.Verify.State, issuer)
+		if src.File != "" {
+			ix, err = verifier.CompileFile(src.File, issuer, now)
+		}
+		if err == nil && ix != nil {
+			checkAge(r, src.Issuer, ix.ThisUpdate(), ix.NextUpdate(), v.Policy().Grace(), now)
+			return
+		}
+		errs = append(errs, err)
+	}
+	lost(errors.Join(append(errs, errNone)...))
+}
+
+var errNone = errors.New("nothing was kept under verify.state")
+
+func readList509(path string) (*x509.RevocationList, error) {
+	data, err := limits.ReadFile(path, limits.CRLBytes)
+	if err != nil {
+		return nil, err
+	}
+	if block, _ := pem.Decode(data); block != nil {
+		data = block.Bytes
+	}
+	return x509.ParseRevocationList(data)
+}
+
+func checkAge(r *Report, issuer string, made, next time.Time, grace time.Duration, now time.Time) {
+	const do = "have its issuer publish a new one (mentatctl pki crl), and the node service run"
+	switch {
+	case made.After(now.Add(clockSlack)):
+		r.fail(checkClock, "revocation list of "+issuer, fmt.Sprintf("was made at %s, the clock says %s", stamp(made), stamp(now)),
+			"with a clock that is behind, what has expired counts again", "set the clock, and have it kept by NTP")
+	case now.After(next.Add(grace)):
+		r.fail(checkCRL, issuer, fmt.Sprintf("the list is out of date since %s, the grace of %s included", stamp(next), grace), "every agent of this issuer is refused", do)
+	case now.After(next):
+		r.warn(checkCRL, issuer, fmt.Sprintf("the list is out of date since %s; the grace holds until %s", stamp(next), stamp(next.Add(grace))),
+			"no agent of this issuer counts as verified, and after the grace none runs", do)
+	default:
+		r.ok(checkCRL, issuer, "made %s ago, until %s", now.Sub(made).Round(time.Minute), stamp(next))
+	}
+}

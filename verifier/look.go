@@ -1,0 +1,33 @@
+package verifier
+
+import (
+	"crypto/x509"
+	"slices"
+	"time"
+)
+
+// Grace is how long a revocation list counts past its own end.
+func (p *Policy) Grace() time.Duration { return p.grace }
+
+// ScopeInfo is what can be known of a scope without judging anything.
+type ScopeInfo struct {
+	Name string
+	// Patterns are the references that it covers, in their one spelling.
+	Patterns []string
+}
+
+// Scopes are the policy's scopes in the order in which they are written.
+func (p *Policy) Scopes() []ScopeInfo {
+	var all []ScopeInfo
+	for _, s := range p.scopes {
+		info := ScopeInfo{Name: s.name}
+		for _, m := range s.patterns {
+			info.Patterns = append(info.Patterns, m.String())
+		}
+		all = append(all, info)
+	}
+	return all
+}
+
+// Roots are the store's certificates.
+func (s *Store) Roots() []*x509.Certificate { return slices.Clone(s.roots) }
