@@ -385,7 +385,18 @@ type CertRequest struct {
 
 // RequestCert makes a key, has its certificate issued and writes both. On an
 // error neither file is left. Reasons: [fault.Exists], those of [CA.IssueLeaf].
-func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) {
+func (ca *CA) RequestCert(r CertRequest) ([]*x509.Certificate, error) {
+	return r.Obtain(func(key crypto.Signer) ([]*x509.Certificate, error) {
+		csr, err := NewRequest(key)
+		if err != nil {
+			return nil, err
+		}
+		return ca.IssueLeaf(csr, r.LeafOptions)
+	})
+}
+
+// Obtain is [CA.RequestCert] with whoever issues the key's certificate.
+func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, error)) (chain []*x509.Certificate, err error) {
 	files := []string{r.CertFile}
 	if r.Key == nil {
 		files = append(files, r.KeyFile)
@@ -401,7 +412,7 @@ func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) 
 			return nil, fault.Wrap(err, fault.AccessDenied, file, "cannot make its directory")
 		}
 	}
-	if _, err := normalEmail(r.Email); err != nil {
+	if _, _, err := r.check(); err != nil {
 		return nil, err // before the time for a key is spent
 	}
 	key := r.Key
@@ -415,6 +426,18 @@ func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) 
 			}
 		}()
 	}
+	if chain, err = issue(key); err != nil {
+		return nil, err
+	}
+	if err = createFile(r.CertFile, encodeCert(chain...), 0o644); err != nil {
+		return nil, err
+	}
+	return chain, nil
+}
+
+// NewRequest is a request for a certificate of the key: it proves that the key
+// is held and says nothing else.
+func NewRequest(key crypto.Signer) (*x509.CertificateRequest, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "certificate request", "cannot make it")
@@ -423,13 +446,7 @@ func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) 
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "certificate request", "cannot read it back")
 	}
-	if chain, err = ca.IssueLeaf(csr, r.LeafOptions); err != nil {
-		return nil, err
-	}
-	if err = createFile(r.CertFile, encodeCert(chain...), 0o644); err != nil {
-		return nil, err
-	}
-	return chain, nil
+	return csr, nil
 }
 
 // normalEmail checks an address and lower-cases its domain.
