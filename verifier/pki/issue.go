@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"math/big"
 	"net"
 	"regexp"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	corex509 "github.com/notaryproject/notation-core-go/x509"
 
+	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 )
 
@@ -191,4 +193,38 @@ func (ca *CA) IssueServer(names []string, now time.Time) (*tls.Certificate, erro
 		return nil, err
 	}
 	return &tls.Certificate{Certificate: [][]byte{c.Raw, ca.agent.Raw, ca.root.Raw}, PrivateKey: own, Leaf: c}, nil
+}
+
+// Chain is the chain of a certificate that this CA issued, leaf first, without
+// the root. Reasons: [fault.NotFound]; [fault.Unsupported] for a certificate from
+// before the CA kept them, of which it knows only the fingerprint.
+func (ca *CA) Chain(serial *big.Int) ([]*x509.Certificate, error) {
+	var c *certificate
+	err := ca.view(func(d database) (err error) {
+		c, err = d.find(serialText(serial))
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case c == nil:
+		return nil, fault.New(fault.NotFound, "serial number "+serialText(serial), "is none that this CA issued")
+	case serial.Cmp(ca.agent.SerialNumber) == 0:
+		return []*x509.Certificate{ca.agent}, nil
+	case c.DER == nil:
+		return nil, fault.New(fault.Unsupported, "serial number "+c.Serial, "its certificate was not kept; its fingerprint is %s", c.Fingerprint)
+	}
+	leaf, err := x509.ParseCertificate(c.DER)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, ca.path(databaseFile), "certificate %s is malformed", c.Serial)
+	}
+	return []*x509.Certificate{leaf, ca.agent}, nil
+}
+
+// ReplaceCert writes a chain over the one in path, whole or not at all.
+func ReplaceCert(path string, chain []*x509.Certificate) error {
+	if err := atomicfile.Write(path, encodeCert(chain...), 0o644); err != nil {
+		return fault.Wrap(err, fault.AccessDenied, path, "cannot be written")
+	}
+	return nil
 }
