@@ -188,7 +188,9 @@ func (a *app) pkiRequestCmd() *cobra.Command {
 for it, and write both. Neither file may exist. The certificate's file holds the
 chain as sign wants it.
 
-The key is encrypted when there is a passphrase, and never leaves this machine.
+The key is encrypted when there is a passphrase, and never leaves this machine. With
+--key pkcs11:token=LABEL;object=LABEL it is made in a PKCS #11 token and never leaves
+that; its PIN is the passphrase.
 
 A certificate authority that is served is named by --ca-url, else $` + caURLEnv + `, else
 ca_url in ~/.mentat/config.toml; --ca-root, $` + caRootEnv + ` or ca_root is the root that
@@ -224,11 +226,8 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 					return fault.New(fault.Exists, path, "is there already and is not overwritten")
 				}
 			}
-			if r.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, r.KeyFile); err != nil {
-				return err
-			}
 			r.Now = a.now()
-			chain, err := r.Obtain(func(key crypto.Signer) ([]*x509.Certificate, error) {
+			chain, err := a.obtain(cmd.Context(), &r, &f.pass, func(key crypto.Signer) ([]*x509.Certificate, error) {
 				return issuer.enrol(cmd.Context(), key, r.LeafOptions)
 			})
 			if err != nil {
@@ -242,7 +241,7 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 	s.addToken(cmd)
 	cmd.Flags().StringVar(&r.Email, "email", "", "the developer's `EMAIL`, which policies name")
 	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the certificate and its chain (default ~/.mentat/signing.crt)")
-	cmd.Flags().StringVar(&r.KeyFile, "key", "", "the `FILE` for the key (default ~/.mentat/signing.key)")
+	cmd.Flags().StringVar(&r.KeyFile, "key", "", "the `FILE` for the key, or pkcs11:token=LABEL;object=LABEL (default ~/.mentat/signing.key)")
 	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
 	// --output is the specification's name for the certificate's file.
 	cmd.Flags().Var(&a.format, "format", "print the result as text or json")

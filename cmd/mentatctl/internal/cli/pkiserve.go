@@ -284,8 +284,8 @@ token: the certificate says who asks.`,
 	f.addKey(cmd)
 	s.add(cmd)
 	cmd.Flags().StringVar(&o.cert, "cert", "", "the certificate and its chain, a PEM `FILE` (default ~/.mentat/signing.crt)")
-	cmd.Flags().StringVar(&o.key, "key", "", "its key, a PEM `FILE` (default ~/.mentat/signing.key)")
-	cmd.Flags().StringVar(&r.KeyFile, "new-key", "", "make a new key and write it to this `FILE`")
+	cmd.Flags().StringVar(&o.key, "key", "", "its key, a PEM `FILE` or pkcs11:token=LABEL;object=LABEL (default ~/.mentat/signing.key)")
+	cmd.Flags().StringVar(&r.KeyFile, "new-key", "", "make a new key and write it to this `FILE`, or pkcs11:token=LABEL;object=LABEL")
 	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the new key's certificate")
 	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
 	cmd.Flags().Var(&a.format, "format", "print the result as text or json")
@@ -321,9 +321,7 @@ func (a *app) pkiRenew(cmd *cobra.Command, f *caFlags, s *serverFlags, o *signOp
 		}
 	} else {
 		certFile, keyFile = r.CertFile, r.KeyFile
-		if r.Passphrase, err = a.newPassphrase(ctx, &f.pass, r.KeyFile); err == nil {
-			chain, err = r.Obtain(issue)
-		}
+		chain, err = a.obtain(ctx, &r, &f.pass, issue)
 	}
 	if err != nil {
 		return err
