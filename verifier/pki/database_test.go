@@ -221,6 +221,17 @@ func TestACAFromBeforeTheDatabaseIsTakenOver(t *testing.T) {
 			if head, err := ca.CheckLog(""); err != nil || head.Entries != 7 {
 				t.Errorf("%+v, %v", head, err)
 			}
+			// The last step is a rename that nothing rests on.
+			kept, log := filepath.Join(ca.Dir(), "log.jsonl.migrated"), filepath.Join(ca.Dir(), "log.jsonl")
+			if err := os.Rename(kept, log); err != nil {
+				t.Fatal(err)
+			}
+			if head, err := mustOpen(t, ca.Dir(), keys(t)).CheckLog(""); err != nil || head.Entries != 7 {
+				t.Errorf("%+v, %v", head, err)
+			}
+			if err := os.Rename(log, kept); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := os.Stat(filepath.Join(ca.Dir(), "log.jsonl")); err == nil {
 				t.Error("the old log is still where an old program would go on with it")
 			}
@@ -432,6 +443,47 @@ func TestATokenIsForOneCertificateOfOneAddress(t *testing.T) {
 		if _, _, err := ca.NewToken("dev@example.com", life, now); fault.ReasonOf(err) != fault.Usage {
 			t.Errorf("%s: %v", life, err)
 		}
+	}
+}
+
+func TestATokenCanBeWithdrawn(t *testing.T) {
+	ca := quick(t, pki.InitOptions{})
+	csr := csrOf(t, testpki.EC(t, "leaf", elliptic.P256()), &x509.CertificateRequest{})
+	secrets := map[string]string{}
+	for i, email := range []string{"a@example.com", "b@example.com", "used@example.com"} {
+		secret, _, err := ca.NewToken(email, time.Hour, now.Add(time.Duration(i)*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		secrets[email] = secret
+	}
+	enrol := func(email string) error {
+		_, err := ca.Enrol(csr, secrets[email], pki.LeafOptions{Email: email, Now: now.Add(time.Minute)})
+		return err
+	}
+	if err := enrol("used@example.com"); err != nil {
+		t.Fatal(err)
+	}
+	open, err := ca.Tokens(now.Add(time.Minute))
+	if err != nil || len(open) != 2 || open[0].Email != "a@example.com" || open[1].Email != "b@example.com" {
+		t.Errorf("%+v, %v", open, err)
+	}
+	for email, want := range map[string]int{"a@EXAMPLE.com": 1, "used@example.com": 0, "nobody@example.com": 0} {
+		if n, err := ca.WithdrawTokens(email, now.Add(time.Minute)); err != nil || n != want {
+			t.Errorf("%s: %d, %v", email, n, err)
+		}
+	}
+	if err := enrol("a@example.com"); fault.ReasonOf(err) != fault.AccessDenied {
+		t.Errorf("withdrawn: %v", err)
+	}
+	if err := enrol("b@example.com"); err != nil {
+		t.Error(err)
+	}
+	if open, err := ca.Tokens(now.Add(2 * time.Hour)); err != nil || len(open) != 0 {
+		t.Errorf("%+v, %v", open, err)
+	}
+	if _, err := ca.WithdrawTokens("nobody", now); fault.ReasonOf(err) != fault.Usage {
+		t.Error(err)
 	}
 }
 

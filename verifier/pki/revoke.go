@@ -384,6 +384,16 @@ func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
 	return now.Add(a.life), ca.RenewCRL(now)
 }
 
+// RootListEnd is until when the root's published list counts; zero if there is
+// none. Only the root's key makes another.
+func (ca *CA) RootListEnd() (time.Time, error) {
+	l, err := ca.published(ca.rootAuthority())
+	if err != nil || l == nil {
+		return time.Time{}, err
+	}
+	return l.NextUpdate, nil
+}
+
 // oidInvalidityDate is RFC 5280's extension of a list's entry, §5.3.2.
 var oidInvalidityDate = asn1.ObjectIdentifier{2, 5, 29, 24}
 

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,12 +92,7 @@ func (d database) forgetTokens(now time.Time) error {
 	if count-len(old) >= maxTokens {
 		return fault.New(fault.ResourceLimit, "token", "%d are known already", count)
 	}
-	for _, k := range old {
-		if err := d.tx.Bucket(tokenBucket).Delete(k); err != nil {
-			return fault.Wrap(err, fault.Internal, databaseFile, "cannot write to %s", tokenBucket)
-		}
-	}
-	return nil
+	return d.dropTokens(old)
 }
 
 // Enrol issues the certificate that a token is for. The token is used up in the
@@ -136,6 +132,61 @@ func (ca *CA) Enrol(csr *x509.CertificateRequest, secret string, o LeafOptions) 
 		return []*x509.Certificate{again, ca.agent}, nil
 	}
 	return chain, err
+}
+
+// Tokens lists the tokens that are still good for something, the oldest first.
+func (ca *CA) Tokens(now time.Time) ([]Token, error) {
+	var open []Token
+	err := ca.view(func(d database) error {
+		return d.openTokens(now, func(_ []byte, t Token) { open = append(open, t) })
+	})
+	slices.SortFunc(open, func(a, b Token) int { return a.Created.Compare(b.Created) })
+	return open, err
+}
+
+// WithdrawTokens makes the address's tokens good for nothing and returns how many
+// there were.
+func (ca *CA) WithdrawTokens(email string, now time.Time) (int, error) {
+	email, err := normalEmail(email)
+	if err != nil {
+		return 0, err
+	}
+	count := 0
+	err = ca.update(func(d database) error {
+		var keys [][]byte
+		if err := d.openTokens(now, func(k []byte, t Token) {
+			if t.Email == email {
+				keys = append(keys, bytes.Clone(k))
+			}
+		}); err != nil {
+			return err
+		}
+		count = len(keys)
+		return d.dropTokens(keys)
+	})
+	return count, err
+}
+
+func (d database) openTokens(now time.Time, fn func(key []byte, t Token)) error {
+	return d.tx.Bucket(tokenBucket).ForEach(func(k, v []byte) error {
+		var t Token
+		if err := decodeEntry(tokenBucket, v, &t); err != nil {
+			return err
+		}
+		if t.Serial == "" && !now.After(t.Expires) {
+			fn(k, t)
+		}
+		return nil
+	})
+}
+
+func (d database) dropTokens(keys [][]byte) error {
+	for _, k := range keys {
+		if err := d.tx.Bucket(tokenBucket).Delete(k); err != nil {
+			return fault.Wrap(err, fault.Internal, databaseFile, "cannot write to %s", tokenBucket)
+		}
+	}
+	return nil
 }
 
 // redeem reads the token that the secret belongs to into t.

@@ -724,6 +724,28 @@ func TestAServerRefusesToStart(t *testing.T) {
 	}
 }
 
+func TestTheRootsListIsWarnedOfOnceADay(t *testing.T) {
+	ca := newCA(t, "http://pki.example/crl")
+	log := &safeBuffer{}
+	now := time.Now()
+	s, err := newServer(ServerOptions{CA: ca, Names: []string{"127.0.0.1"}, Clock: func() time.Time { return now }, Log: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct {
+		after time.Duration
+		warns int
+	}{{0, 0}, {149, 0}, {151, 1}, {151, 1}, {152, 2}, {400, 3}} {
+		now = time.Now().Add(c.after * 24 * time.Hour)
+		if err := s.refresh(); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(log.String(), "root's revocation list ends"); n != c.warns {
+			t.Errorf("%d: %d warnings after %d days", i, n, c.after)
+		}
+	}
+}
+
 func TestAServersOwnFailureIsNotTold(t *testing.T) {
 	r := start(t)
 	token := r.token("dev@example.com")

@@ -31,6 +31,8 @@ const (
 	// ownLeft is how much of its certificate's life a server has left when it makes
 	// a new one.
 	ownLeft = 3 * 24 * time.Hour
+	// rootLeft is how long before its end the root's list is warned of, once a day.
+	rootLeft = 30 * 24 * time.Hour
 )
 
 // ServerOptions say what a server is. CA, Listen, Clock and Log are required.
@@ -59,6 +61,7 @@ type server struct {
 	renewals  *rate
 	slots     chan struct{}
 	healthy   atomic.Bool
+	warned    time.Time // of the root's list
 
 	mu  sync.Mutex // of own
 	own *tls.Certificate
@@ -173,7 +176,21 @@ func (s *server) wait(ctx context.Context, ended <-chan error) error {
 func (s *server) refresh() error {
 	until, err := s.o.CA.Refresh(s.o.Clock())
 	s.healthy.Store(err == nil && s.o.Clock().Before(until))
-	return err
+	if err != nil {
+		return err
+	}
+	return s.watchRootList(s.o.Clock())
+}
+
+// watchRootList warns of a list that the server has no key to renew.
+func (s *server) watchRootList(now time.Time) error {
+	end, err := s.o.CA.RootListEnd()
+	if err != nil || now.Add(rootLeft).Before(end) || now.Before(s.warned.Add(24*time.Hour)) {
+		return err
+	}
+	s.warned = now
+	s.o.Log.Warn("the root's revocation list ends: renew it with mentatctl pki crl --root", "until", end)
+	return nil
 }
 
 func (s *server) drain(ctx context.Context, servers []*http.Server) error {

@@ -221,26 +221,74 @@ type tokenResult struct {
 // Text is the token alone, so that a script can take it.
 func (r *tokenResult) Text(w *display.Writer) { w.Line("%s", r.Token) }
 
+type tokensResult struct {
+	display.Header
+	Withdrawn int         `json:"withdrawn,omitempty"`
+	Tokens    []pki.Token `json:"tokens"`
+}
+
+func (r *tokensResult) Text(w *display.Writer) {
+	if r.Withdrawn > 0 {
+		w.Line("withdrew %s", display.Count(r.Withdrawn, "token", "tokens"))
+	}
+	var rows [][]string
+	for _, t := range r.Tokens {
+		rows = append(rows, []string{t.Email, display.Date(t.Created), display.Date(t.Expires)})
+	}
+	w.Table([]string{"FOR", "MADE", "GOOD UNTIL"}, rows)
+}
+
+// tokens lists what is open, after it withdrew an address's.
+func (a *app) tokens(ca *pki.CA, withdraw string) error {
+	r := &tokensResult{Header: display.Head("pki-tokens")}
+	if withdraw != "" {
+		var err error
+		if r.Withdrawn, err = ca.WithdrawTokens(withdraw, a.now()); err != nil {
+			return err
+		}
+		if r.Withdrawn == 0 {
+			return fault.New(fault.NotFound, withdraw, "has no token that is good for anything")
+		}
+	}
+	open, err := ca.Tokens(a.now())
+	if err != nil {
+		return err
+	}
+	r.Tokens = append([]pki.Token{}, open...) // an empty list is a list
+	return a.printer().Result(r)
+}
+
 func (a *app) pkiTokenCmd() *cobra.Command {
 	var f caFlags
-	var email string
+	var email, withdraw string
+	var list bool
 	var life time.Duration
 	cmd := &cobra.Command{
 		Use:   "token",
 		Short: "Let somebody request a certificate from the server",
 		Long: `Make a token with which whoever has it gets one certificate, for one e-mail
 address. It is printed once: the certificate authority keeps only its hash. Give it
-to the address's owner on a way that nobody else reads.`,
+to the address's owner on a way that nobody else reads.
+
+--list shows for whom there are tokens that nobody used yet; --withdraw makes those
+of one address good for nothing.`,
 		Example: `  mentatctl pki token --email developer@mentatlab.com
-  mentatctl pki token --email developer@mentatlab.com --life 1h --output json`,
+  mentatctl pki token --email developer@mentatlab.com --life 1h --output json
+  mentatctl pki token --withdraw developer@mentatlab.com`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if email == "" {
+			if err := exclusive(cmd, "email", "list", "withdraw"); err != nil {
+				return err
+			}
+			if email == "" && !list && withdraw == "" {
 				return fault.New(fault.Usage, "", "token needs --email")
 			}
 			ca, err := a.openCA(cmd.Context(), &f)
 			if err != nil {
 				return err
+			}
+			if email == "" {
+				return a.tokens(ca, withdraw)
 			}
 			secret, t, err := ca.NewToken(email, life, a.now())
 			if err != nil {
@@ -252,6 +300,8 @@ to the address's owner on a way that nobody else reads.`,
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&email, "email", "", "the developer's `EMAIL`")
+	cmd.Flags().BoolVar(&list, "list", false, "make none, list those that nobody used yet")
+	cmd.Flags().StringVar(&withdraw, "withdraw", "", "make none, withdraw those of this `EMAIL`")
 	cmd.Flags().DurationVar(&life, "life", pki.DefaultTokenLife, "how long it is good for")
 	a.outputs(cmd)
 	return cmd
