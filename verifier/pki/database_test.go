@@ -557,6 +557,12 @@ func TestARevocationTellsSinceWhen(t *testing.T) {
 	if err := ca.RevokeSince(c.SerialNumber, pki.KeyCompromise, since, later); err != nil {
 		t.Fatal(err)
 	}
+	if openssl, err := exec.LookPath("openssl"); err == nil {
+		out, err := exec.Command(openssl, "crl", "-inform", "DER", "-noout", "-text", "-in", filepath.Join(ca.Dir(), pki.AgentCRL)).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "Invalidity Date") || !strings.Contains(string(out), "Jan 16 10:30:00 2026 GMT") {
+			t.Errorf("openssl: %v\n%s", err, out)
+		}
+	}
 	entries := crl(t, ca, pki.AgentCRL, ca.Agent()).RevokedCertificateEntries
 	if len(entries) != 1 {
 		t.Fatalf("%+v", entries)

@@ -152,6 +152,12 @@ func refused(status int, data []byte) error {
 	return fault.New(f.Reason, "the certificate authority refuses", "%s", f.Message).WithHint("%s", f.Hint)
 }
 
+// sameAddress compares as policies do: only a domain may be written in capitals.
+func sameAddress(a, b string) bool {
+	i, j := strings.LastIndexByte(a, '@'), strings.LastIndexByte(b, '@')
+	return i >= 0 && j >= 0 && a[:i] == b[:j] && strings.EqualFold(a[i:], b[j:])
+}
+
 // check refuses a certificate that is not what was asked for.
 func check(chain []*x509.Certificate, key crypto.PublicKey, email string, now time.Time) error {
 	leaf := chain[0]
@@ -159,7 +165,7 @@ func check(chain []*x509.Certificate, key crypto.PublicKey, email string, now ti
 	switch {
 	case !ok || !public.Equal(key):
 		return badAnswer("is a certificate for another key")
-	case len(leaf.EmailAddresses) != 1 || !strings.EqualFold(leaf.EmailAddresses[0], email):
+	case len(leaf.EmailAddresses) != 1 || !sameAddress(leaf.EmailAddresses[0], email):
 		return badAnswer("is a certificate for %q, not for %s", leaf.EmailAddresses, email)
 	case leaf.IsCA || !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageCodeSigning):
 		return badAnswer("is no certificate for code signing")

@@ -854,6 +854,8 @@ func TestAClientTakesOnlyWhatItAskedFor(t *testing.T) {
 		{"what was asked for", 200, chain(good), ""},
 		{"another key", 200, chain(issue(ecKey(t), "dev@example.com", nil)), fault.Unavailable},
 		{"another address", 200, chain(issue(key, "ceo@example.com", nil)), fault.Unavailable},
+		{"another name in the domain", 200, chain(issue(key, "Dev@example.com", nil)), fault.Unavailable},
+		{"a domain in capitals", 200, chain(issue(key, "dev@EXAMPLE.com", nil)), ""},
 		{"a CA", 200, chain(issue(key, "dev@example.com", func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true })), fault.Unavailable},
 		{"another purpose", 200, chain(issue(key, "dev@example.com", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })), fault.Unavailable},
 		{"an ended one", 200, chain(issue(key, "dev@example.com", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })), fault.Unavailable},
