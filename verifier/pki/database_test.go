@@ -580,6 +580,33 @@ func TestARevocationTellsSinceWhen(t *testing.T) {
 	t.Errorf("no invalidity date: %+v", entries[0].Extensions)
 }
 
+// Also of a certificate that expired meanwhile, and the list says so.
+func TestAListKeepsWhatExpired(t *testing.T) {
+	ca := quick(t, pki.InitOptions{})
+	c := request(t, ca, "dev@example.com")[0]
+	if err := ca.Revoke(c.SerialNumber, pki.Superseded, now); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.RenewCRL(now.AddDate(2, 0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	list := crl(t, ca, pki.AgentCRL, ca.Agent())
+	if len(list.RevokedCertificateEntries) != 1 {
+		t.Errorf("%d entries", len(list.RevokedCertificateEntries))
+	}
+	for _, ext := range list.Extensions {
+		var since time.Time
+		if ext.Id.String() != "2.5.29.60" {
+			continue
+		}
+		if _, err := asn1.UnmarshalWithParams(ext.Value, &since, "generalized"); err != nil || !since.Equal(ca.Agent().NotBefore) || ext.Critical {
+			t.Errorf("%s, %v", since, err)
+		}
+		return
+	}
+	t.Error("the list does not say it")
+}
+
 func TestTheAgentsKeyMayBeEncrypted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ca")
 	if _, err := pki.Init(dir, pki.InitOptions{Now: now, RootKey: testpki.RSA(t, "root", 2048), AgentPassphrase: []byte("online")}); err != nil {

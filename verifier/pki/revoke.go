@@ -255,12 +255,17 @@ func (ca *CA) makeList(d database, a authority, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	since, err := asn1.MarshalWithParams(a.cert.NotBefore.UTC(), "generalized")
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, a.file, "cannot make the revocation list")
+	}
 	number := new(big.Int).Add(last.Number, big.NewInt(1))
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number:                    number,
 		ThisUpdate:                now,
 		NextUpdate:                now.Add(a.life),
 		RevokedCertificateEntries: entries,
+		ExtraExtensions:           []pkix.Extension{{Id: oidExpiredSince, Value: since}},
 	}, a.cert, key)
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, a.file, "cannot make the revocation list")
@@ -396,6 +401,10 @@ func (ca *CA) RootListEnd() (time.Time, error) {
 
 // oidInvalidityDate is RFC 5280's extension of a list's entry, §5.3.2.
 var oidInvalidityDate = asn1.ObjectIdentifier{2, 5, 29, 24}
+
+// oidExpiredSince is X.509's expiredCertsOnCRL: the list says that it keeps what
+// expired since.
+var oidExpiredSince = asn1.ObjectIdentifier{2, 5, 29, 60}
 
 // entriesOf lists what the authority revoked. Entries stay after the
 // certificate expired: a signature's time is only its signer's word.

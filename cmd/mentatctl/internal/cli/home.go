@@ -47,36 +47,37 @@ type userConfig struct {
 	CARoot string `toml:"ca_root"`
 }
 
-// readUserConfig reads the configuration, with its paths made absolute, and tells
-// where it is.
-func readUserConfig() (c userConfig, path string, err error) {
+// readUserConfig reads ~/.mentat/config.toml, if there is one. Paths in it are
+// relative to its directory.
+func readUserConfig() (userConfig, error) {
+	var c userConfig
 	dir, err := home()
 	if err != nil {
-		return c, "", err
+		return c, err
 	}
-	path = filepath.Join(dir, "config.toml")
+	path := filepath.Join(dir, "config.toml")
 	data, err := limits.ReadFile(path, limits.PolicyBytes)
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, path, nil
+		return c, nil
 	}
 	if err != nil {
-		return c, path, fault.Wrap(err, fault.Usage, path, "cannot read the configuration")
+		return c, fault.Wrap(err, fault.Usage, path, "cannot read the configuration")
 	}
 	dec := toml.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
 		var strict *toml.StrictMissingError
 		if errors.As(err, &strict) {
-			return c, path, fault.New(fault.Usage, path, "unknown key %q, allowed are ca, ca_url and ca_root", strings.Join(strict.Errors[0].Key(), "."))
+			return c, fault.New(fault.Usage, path, "unknown key %q, allowed are ca, ca_url and ca_root", strings.Join(strict.Errors[0].Key(), "."))
 		}
-		return c, path, fault.Wrap(err, fault.Usage, path, "the configuration is malformed")
+		return c, fault.Wrap(err, fault.Usage, path, "the configuration is malformed")
 	}
 	for _, p := range []*string{&c.CA, &c.CARoot} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
 	}
-	return c, path, nil
+	return c, nil
 }
 
 // caDir is where the certificate authority is: what the flag says, else the
@@ -88,14 +89,15 @@ func caDir(flag string) (string, error) {
 	if dir := os.Getenv(caEnv); dir != "" {
 		return dir, nil
 	}
-	c, path, err := readUserConfig()
+	c, err := readUserConfig()
+	if err != nil || c.CA != "" {
+		return c.CA, err
+	}
+	dir, err := home()
 	if err != nil {
 		return "", err
 	}
-	if c.CA == "" {
-		return filepath.Join(filepath.Dir(path), "ca"), nil
-	}
-	return c.CA, nil
+	return filepath.Join(dir, "ca"), nil
 }
 
 // caPlace is where certificates are had: from a directory or, if URL is set, from
@@ -106,7 +108,7 @@ type caPlace struct{ URL, Root string }
 // say, else the environment, else ~/.mentat/config.toml. A level that names a
 // directory and a server is refused.
 func caURL(dirFlag, urlFlag, rootFlag string) (caPlace, error) {
-	c, path, err := readUserConfig()
+	c, err := readUserConfig()
 	if err != nil {
 		return caPlace{}, err
 	}
@@ -114,7 +116,7 @@ func caURL(dirFlag, urlFlag, rootFlag string) (caPlace, error) {
 	for _, level := range []struct{ where, dir, url string }{
 		{"--ca and --ca-url", dirFlag, urlFlag},
 		{caEnv + " and " + caURLEnv, os.Getenv(caEnv), os.Getenv(caURLEnv)},
-		{"ca and ca_url in " + path, c.CA, c.CAURL},
+		{"ca and ca_url in ~/.mentat/config.toml", c.CA, c.CAURL},
 	} {
 		switch {
 		case level.dir != "" && level.url != "":
