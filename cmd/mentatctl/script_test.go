@@ -96,6 +96,9 @@ func TestTranscripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(e.WorkDir, "node.toml"), nil, 0o600)
 		},
 		Condition: func(cond string) (bool, error) {
+			if cond == "softhsm" {
+				return haveSoftHSM(t), nil
+			}
 			if cond != "host" {
 				return false, fmt.Errorf("unknown condition %q", cond)
 			}
@@ -122,6 +125,7 @@ func TestTranscripts(t *testing.T) {
 				ts.Check(err)
 				ts.Setenv("MENTAT_HOST", path)
 			},
+			"softhsm":   initSoftHSM(t),
 			"records":   writeRecords,
 			"wasm":      writeModule,
 			"agent":     writeAgent,

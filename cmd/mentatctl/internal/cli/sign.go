@@ -18,6 +18,7 @@ import (
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/toolchain"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/pki/pkcs11"
 )
 
 type signResult struct {
@@ -114,7 +115,7 @@ flags name others. A key variable or file may hold the certificates too.`,
 	}
 	cmd.Flags().StringVar(&o.manifest, "manifest", "", "the agent's manifest `FILE`, instead of an argument")
 	cmd.Flags().StringVar(&o.cert, "cert", "", "the signing certificate and its chain, a PEM `FILE`, leaf first")
-	cmd.Flags().StringVar(&o.key, "key", "", "the signing key, a PEM `FILE`")
+	cmd.Flags().StringVar(&o.key, "key", "", "the signing key, a PEM `FILE` or pkcs11:token=LABEL;object=LABEL")
 	cmd.Flags().StringVar(&o.keyEnv, "key-env", "", "the environment `VARIABLE` with the signing key as PEM text")
 	cmd.Flags().StringVar(&o.algorithm, "algorithm", "", "the signature `ALGORITHM`: SHA256withRSA, SHA256withRSA-PSS or SHA256withECDSA (default: by the key)")
 	cmd.Flags().StringVar(&o.repository, "repository", "", "bind the attestation to this `REPOSITORY` (default: that of the manifest's image)")
@@ -142,7 +143,14 @@ func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []
 	ownCert := filepath.Join(dir, "signing.crt")
 	var name string
 	var data []byte
+	var key crypto.Signer
+	var chain []*x509.Certificate
 	switch {
+	case pkcs11.Is(o.key):
+		name = o.key
+		if key, err = a.tokenKey(ctx, name, &o.pass, 0); err != nil {
+			return nil, nil, err
+		}
 	case o.keyEnv != "":
 		name = "$" + o.keyEnv
 		data = []byte(os.Getenv(o.keyEnv))
@@ -161,9 +169,11 @@ func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []
 			a.printer().Note("warning: %s can be read by other users", name)
 		}
 	}
-	key, chain, err := keyfile.Parse(name, data, func() ([]byte, error) { return a.passphrase(ctx, &o.pass, name) })
-	if err != nil {
-		return nil, nil, err
+	if key == nil {
+		key, chain, err = keyfile.Parse(name, data, func() ([]byte, error) { return a.passphrase(ctx, &o.pass, name) })
+		if err != nil {
+			return nil, nil, err
+		}
 	}
 	certName := name
 	switch {
