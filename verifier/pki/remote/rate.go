@@ -6,65 +6,49 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/mentatlab/mentat/internal/limits"
 )
 
-// rate lets each caller do something so often: burst times at once, and again as
+// callers lets each caller do something so often: burst times at once, and again as
 // time passes. Callers whose allowance is whole again are forgotten; when there
 // are too many others, new ones are refused.
-type rate struct {
-	burst float64
-	every time.Duration // until one more is allowed
+type callers struct {
+	every rate.Limit
+	burst int
 	most  int
 
-	mu      sync.Mutex
-	callers map[string]*allowance
+	mu   sync.Mutex
+	each map[string]*rate.Limiter
 }
 
-type allowance struct {
-	left float64
-	at   time.Time
+func newCallers(burst int, per time.Duration, count int) *callers {
+	return &callers{every: rate.Every(per / time.Duration(count)), burst: burst, most: limits.PKICallers, each: map[string]*rate.Limiter{}}
 }
 
-func newRate(burst int, per time.Duration, count int) *rate {
-	return &rate{burst: float64(burst), every: per / time.Duration(count), most: limits.PKICallers, callers: map[string]*allowance{}}
-}
-
-func (r *rate) allow(caller string, now time.Time) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	a := r.callers[caller]
-	if a == nil {
-		if len(r.callers) >= r.most && !r.forget(now) {
+func (c *callers) allow(caller string, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.each[caller]
+	if l == nil {
+		if len(c.each) >= c.most && !c.forget(now) {
 			return false
 		}
-		a = &allowance{left: r.burst, at: now}
-		r.callers[caller] = a
+		l = rate.NewLimiter(c.every, c.burst)
+		c.each[caller] = l
 	}
-	r.refill(a, now)
-	if a.left < 1 {
-		return false
-	}
-	a.left--
-	return true
-}
-
-func (r *rate) refill(a *allowance, now time.Time) {
-	// A clock that is set back gives nothing.
-	if passed := now.Sub(a.at); passed > 0 {
-		a.left = min(r.burst, a.left+float64(passed)/float64(r.every))
-	}
-	a.at = now
+	return l.AllowN(now, 1)
 }
 
 // forget makes room and tells whether there is some.
-func (r *rate) forget(now time.Time) bool {
-	for caller, a := range r.callers {
-		if r.refill(a, now); a.left >= r.burst {
-			delete(r.callers, caller)
+func (c *callers) forget(now time.Time) bool {
+	for caller, l := range c.each {
+		if l.TokensAt(now) >= float64(c.burst) {
+			delete(c.each, caller)
 		}
 	}
-	return len(r.callers) < r.most
+	return len(c.each) < c.most
 }
 
 // callerOf is whom an address belongs to: an IPv6 customer has a network of 64

@@ -909,17 +909,17 @@ func TestAClientTalksToItsServerOnly(t *testing.T) {
 	}
 }
 
-func TestARateForgetsOnlyWhoseAllowanceIsWhole(t *testing.T) {
+func TestCallersAreForgottenOnlyWhoseAllowanceIsWhole(t *testing.T) {
 	now := time.Date(2026, 1, 15, 10, 30, 0, 0, time.UTC)
-	r := newRate(2, time.Minute, 2)
+	r := newCallers(2, time.Minute, 2)
 	r.most = 3
 	for i, c := range []struct {
 		caller string
 		after  time.Duration
 		want   bool
 	}{
-		{"a", 0, true}, {"a", 0, true}, {"a", 0, false}, {"a", -time.Hour, false}, {"a", -time.Hour + 29*time.Second, false}, {"a", -time.Hour + 31*time.Second, true},
-		{"b", 0, true}, {"c", 0, true}, {"d", 0, true}, {"e", 0, false}, {"e", time.Minute, true},
+		{"a", 0, true}, {"a", 0, true}, {"a", 0, false}, {"a", -time.Hour, false}, {"a", 29 * time.Second, false}, {"a", 31 * time.Second, true},
+		{"b", 31 * time.Second, true}, {"c", 31 * time.Second, true}, {"d", 31 * time.Second, false}, {"d", 62 * time.Second, true}, {"e", 62 * time.Second, true}, {"f", 62 * time.Second, false},
 	} {
 		if got := r.allow(c.caller, now.Add(c.after)); got != c.want {
 			t.Errorf("%d: %s is allowed: %v", i, c.caller, got)

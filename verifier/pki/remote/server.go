@@ -57,8 +57,8 @@ type ServerOptions struct {
 
 type server struct {
 	o         ServerOptions
-	addresses *rate
-	renewals  *rate
+	addresses *callers
+	renewals  *callers
 	slots     chan struct{}
 	healthy   atomic.Bool
 	warned    time.Time // of the root's list
@@ -116,8 +116,8 @@ func newServer(o ServerOptions) (*server, error) {
 	}
 	s := &server{
 		o:         o,
-		addresses: newRate(limits.PKIAddressBurst, time.Minute, limits.PKIAddressPerMinute),
-		renewals:  newRate(limits.PKIRenewals, 24*time.Hour, limits.PKIRenewals),
+		addresses: newCallers(limits.PKIAddressBurst, time.Minute, limits.PKIAddressPerMinute),
+		renewals:  newCallers(limits.PKIRenewals, 24*time.Hour, limits.PKIRenewals),
 		slots:     make(chan struct{}, limits.PKIIssuing),
 	}
 	if err := s.refresh(); err != nil {
