@@ -14,6 +14,7 @@ import (
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 // verifications are enough for a 99th percentile that means something.
@@ -34,7 +35,7 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 	cfg := nodeconfig.Verify{
 		Policy: filepath.Join(dir, "policy.yaml"), Trust: filepath.Join(dir, "trust"), State: filepath.Join(dir, "revocation"),
 	}
-	v, err := verifier.Open(cfg, time.Now)
+	v, err := verifier.Open(cfg, time.Now, timestamp.Reader{})
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +77,7 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 
 		// What a shim does, which is a new process for each pod.
 		begin = time.Now()
-		other, err := verifier.Open(cfg, time.Now)
+		other, err := verifier.Open(cfg, time.Now, timestamp.Reader{})
 		if err != nil {
 			return nil, err
 		}

@@ -30,6 +30,7 @@ import (
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
 	"github.com/mentatlab/mentat/verifier/memory"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 // Start starts a child process and returns how to wait for it. A containerd
@@ -360,7 +361,7 @@ const refreshBudget = 2 * time.Second
 // openVerifier reads policy and trust stores. Revocation data that is due is
 // fetched first; the verifier reads it from disk when it judges.
 func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error) {
-	v, err := verifier.Open(p.Config.Verify, p.Clock)
+	v, err := verifier.Open(p.Config.Verify, p.Clock, timestamp.Reader{})
 	if err != nil || v.Policy() == nil {
 		return v, err
 	}

@@ -43,6 +43,9 @@ type crlHead struct {
 	// Points limits the list to certificates with one of these distribution
 	// points; empty means all that the issuer issued.
 	Points []string `json:"points,omitempty"`
+	// ExpiredSince is from when on the list keeps certificates that expired; zero
+	// when it does not say so.
+	ExpiredSince time.Time `json:"expired_since,omitzero"`
 	// Digest is the SHA-256 of the list it was compiled from.
 	Digest string    `json:"digest"`
 	Count  int       `json:"count"`
@@ -64,13 +67,24 @@ type revocation struct {
 	at time.Time
 	// reason is RFC 5280's reason code; 0 when the list gives none.
 	reason int
+	// invalid is from when on the key counts as lost; zero when the list does not
+	// say, and then everything that it signed is.
+	invalid time.Time
+}
+
+// after tells whether the certificate became invalid only after the stamp.
+func (r revocation) after(stamp *TimeStamp) bool {
+	return stamp != nil && !r.invalid.IsZero() && stamp.latest().Before(r.invalid)
 }
 
 const (
-	crlMagic        = "MENTATCRL1\n"
-	crlIndexVersion = 1
-	crlEntryBytes   = maxSerialBytes + 8 + 1
-	maxHeadBytes    = 64 * limits.KiB
+	crlMagic        = "MENTATCRL2\n"
+	crlIndexVersion = 2
+	// An entry is serial number, time of revocation, reason, invalidity date.
+	crlReasonAt   = maxSerialBytes + 8
+	crlInvalidAt  = crlReasonAt + 1
+	crlEntryBytes = crlInvalidAt + 8
+	maxHeadBytes  = 64 * limits.KiB
 	// maxCRLEntries follows from the size limit: no entry takes fewer bytes.
 	maxCRLEntries = limits.CRLBytes / 20
 	// clockSkew is how far ahead of this node's clock an issuer's may be.
@@ -80,6 +94,8 @@ const (
 var (
 	oidDeltaCRL     = asn1.ObjectIdentifier{2, 5, 29, 27}
 	oidIssuingPoint = asn1.ObjectIdentifier{2, 5, 29, 28}
+	oidInvalidity   = asn1.ObjectIdentifier{2, 5, 29, 24}
+	oidExpiredSince = asn1.ObjectIdentifier{2, 5, 29, 60}
 )
 
 // CompileCRL checks a revocation list (DER or PEM) against its issuer's
@@ -150,6 +166,10 @@ func CompileCRL(data []byte, issuer *x509.Certificate, origin CRLOrigin, now tim
 			if ix.head.Points, err = issuingPoints(ext.Value); err != nil {
 				return nil, badCRL(issuer, "covers only a part of what was issued: %v", err)
 			}
+		case ext.Id.Equal(oidExpiredSince):
+			if ix.head.ExpiredSince, err = generalizedTime(ext.Value); err != nil {
+				return nil, badCRL(issuer, "does not say clearly which expired certificates it lists: %v", err)
+			}
 		case ext.Critical:
 			return nil, badCRL(issuer, "has the unknown critical extension %s", ext.Id)
 		}
@@ -165,14 +185,23 @@ func badCRL(issuer *x509.Certificate, format string, args ...any) *fault.Error {
 }
 
 // fill sorts the entries in. A serial that is listed twice keeps its earliest
-// entry.
+// entry, with the earlier invalidity date: none is earliest.
 func (ix *CRLIndex) fill(list []x509.RevocationListEntry, issuer *x509.Certificate) error {
 	rows := make([][crlEntryBytes]byte, 0, len(list))
 	for _, e := range list {
 		if e.SerialNumber == nil || e.SerialNumber.Sign() <= 0 || len(e.SerialNumber.Bytes()) > maxSerialBytes {
 			return badCRL(issuer, "lists a serial number that is not positive or is over %d bytes", maxSerialBytes)
 		}
+		var invalid uint64
 		for _, ext := range e.Extensions {
+			if ext.Id.Equal(oidInvalidity) {
+				at, err := generalizedTime(ext.Value)
+				if err != nil || at.Unix() <= 0 {
+					return badCRL(issuer, "has an entry with an impossible invalidity date")
+				}
+				invalid = uint64(at.Unix())
+				continue
+			}
 			// Among them certificateIssuer: an indirect list speaks for others.
 			if ext.Critical {
 				return badCRL(issuer, "has an entry with the unknown critical extension %s", ext.Id)
@@ -184,19 +213,34 @@ func (ix *CRLIndex) fill(list []x509.RevocationListEntry, issuer *x509.Certifica
 		var row [crlEntryBytes]byte
 		e.SerialNumber.FillBytes(row[:maxSerialBytes])
 		binary.BigEndian.PutUint64(row[maxSerialBytes:], uint64(e.RevocationTime.Unix()))
-		row[crlEntryBytes-1] = byte(e.ReasonCode)
+		row[crlReasonAt] = byte(e.ReasonCode)
+		binary.BigEndian.PutUint64(row[crlInvalidAt:], invalid)
 		rows = append(rows, row)
 	}
 	slices.SortFunc(rows, func(a, b [crlEntryBytes]byte) int { return bytes.Compare(a[:], b[:]) })
-	rows = slices.CompactFunc(rows, func(a, b [crlEntryBytes]byte) bool {
-		return bytes.Equal(a[:maxSerialBytes], b[:maxSerialBytes])
-	})
 	ix.entries = make([]byte, 0, len(rows)*crlEntryBytes)
-	for _, row := range rows {
-		ix.entries = append(ix.entries, row[:]...)
+	for i := range rows {
+		row := rows[i][:]
+		if i > 0 && bytes.Equal(row[:maxSerialBytes], rows[i-1][:maxSerialBytes]) {
+			kept := ix.row(ix.head.Count - 1)
+			if bytes.Compare(row[crlInvalidAt:], kept[crlInvalidAt:]) < 0 {
+				copy(kept[crlInvalidAt:], row[crlInvalidAt:])
+			}
+			continue
+		}
+		ix.entries = append(ix.entries, row...)
+		ix.head.Count++
 	}
-	ix.head.Count = len(rows)
 	return nil
+}
+
+func generalizedTime(value []byte) (time.Time, error) {
+	var t time.Time
+	rest, err := asn1.UnmarshalWithParams(value, &t, "generalized")
+	if err == nil && len(rest) > 0 {
+		err = fault.New(fault.RevocationUnknown, "", "bytes follow the time")
+	}
+	return t.UTC(), err
 }
 
 // issuingPoints accepts an issuing distribution point that has nothing but full
@@ -234,10 +278,15 @@ func (ix *CRLIndex) lookup(serial *big.Int) (revocation, bool) {
 		return revocation{}, false
 	}
 	row := ix.row(i)
-	return revocation{
-		at:     time.Unix(int64(binary.BigEndian.Uint64(row[maxSerialBytes:])&(1<<62-1)), 0).UTC(),
-		reason: int(row[crlEntryBytes-1]),
-	}, true
+	r := revocation{at: entryTime(row[maxSerialBytes:]), reason: int(row[crlReasonAt])}
+	if binary.BigEndian.Uint64(row[crlInvalidAt:]) != 0 {
+		r.invalid = entryTime(row[crlInvalidAt:])
+	}
+	return r, true
+}
+
+func entryTime(b []byte) time.Time {
+	return time.Unix(int64(binary.BigEndian.Uint64(b)&(1<<62-1)), 0).UTC()
 }
 
 func (ix *CRLIndex) row(i int) []byte {
@@ -277,6 +326,12 @@ func (ix *CRLIndex) covers(c *x509.Certificate) bool {
 	return len(ix.head.Points) == 0 || slices.ContainsFunc(ix.head.Points, func(p string) bool {
 		return slices.Contains(c.CRLDistributionPoints, p)
 	})
+}
+
+// keeps tells whether the list would still have c after it expired. Issuers may
+// drop such entries, and then their absence means nothing.
+func (ix *CRLIndex) keeps(c *x509.Certificate) bool {
+	return !ix.head.ExpiredSince.IsZero() && !ix.head.ExpiredSince.After(c.NotAfter)
 }
 
 // encode gives the file form: magic, length and text of the head, the entries,

@@ -200,7 +200,7 @@ func TestADamagedIndexIsAnErrorAndIsReplaced(t *testing.T) {
 	}
 	path := indexPath(dir, issuerKey(p.Agent))
 	good := mustRead(t, path)
-	for _, bad := range [][]byte{{}, good[:10], good[:len(good)-1], append(bytes.Clone(good), 0), bytes.Replace(good, []byte("MENTATCRL1"), []byte("MENTATCRL2"), 1)} {
+	for _, bad := range [][]byte{{}, good[:10], good[:len(good)-1], append(bytes.Clone(good), 0), bytes.Replace(good, []byte("MENTATCRL2"), []byte("MENTATCRL1"), 1)} {
 		if err := os.WriteFile(path, bad, 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -42,6 +42,12 @@ const (
 	bindNone       = "none"
 )
 
+// Whether a scope's attestations must be time-stamped.
+const (
+	stampOptional = "optional"
+	stampRequired = "required"
+)
+
 const (
 	policyVersion = 1
 	anyIdentity   = "any"
@@ -68,6 +74,8 @@ type scopeFile struct {
 	Name               string   `yaml:"name"`
 	Match              []string `yaml:"match"`
 	Stores             []string `yaml:"stores"`
+	TimestampStores    []string `yaml:"timestamp_stores"`
+	Timestamp          string   `yaml:"timestamp" allowed:"optional|required"`
 	Identities         []string `yaml:"identities"`
 	UnsignedContainers string   `yaml:"unsigned_containers" allowed:"allow|deny"`
 	UnsignedAgents     string   `yaml:"unsigned_agents" allowed:"allow|deny"`
@@ -126,6 +134,8 @@ type scope struct {
 	name               string
 	patterns           []imageref.Pattern
 	stores             []string
+	stampStores        []string // those of time stamp authorities; none counts without
+	stampRequired      bool
 	identities         identities
 	unsignedContainers bool
 	unsignedAgents     bool
@@ -206,6 +216,7 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		}
 		p.scopes = append(p.scopes, compiled)
 	}
+	c.apart(p)
 	for i, s := range f.Exempt {
 		d, err := digest.Parse(s)
 		if err != nil {
@@ -249,11 +260,11 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 	if len(s.Stores) == 0 {
 		c.fail(key("stores"), "is required: the trust stores that hold for the scope")
 	}
-	for i, name := range s.Stores {
-		if !validStoreName(name) || slices.Contains(out.stores, name) {
-			c.fail(strictyaml.Index(key("stores"), i), "%q is not a directory name, or there twice", name)
-		}
-		out.stores = append(out.stores, name)
+	out.stores = c.stores(key("stores"), s.Stores)
+	out.stampStores = c.stores(key("timestamp_stores"), s.TimestampStores)
+	out.stampRequired = c.choice(key("timestamp"), s.Timestamp, stampOptional) == stampRequired
+	if out.stampRequired && len(out.stampStores) == 0 {
+		c.fail(key("timestamp"), "needs timestamp_stores: the stores with the roots of time stamp authorities")
 	}
 	switch {
 	case len(s.Identities) == 0:
@@ -264,6 +275,34 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 		out.identities = c.identities(key("identities"), s.Identities)
 	}
 	return out
+}
+
+func (c *policyCompiler) stores(path string, names []string) (out []string) {
+	for i, name := range names {
+		if !validStoreName(name) || slices.Contains(out, name) {
+			c.fail(strictyaml.Index(path, i), "%q is not a directory name, or there twice", name)
+		}
+		out = append(out, name)
+	}
+	return out
+}
+
+// apart holds the stores of signers and of others apart: who vouches for the
+// time shall not be able to sign, nor the other way round.
+func (c *policyCompiler) apart(p *Policy) {
+	signers := map[string]bool{}
+	for _, s := range p.scopes {
+		for _, name := range s.stores {
+			signers[name] = true
+		}
+	}
+	for i, s := range p.scopes {
+		for j, name := range s.stampStores {
+			if signers[name] {
+				c.fail(strictyaml.Index(strictyaml.Key(strictyaml.Index("scopes", i), "timestamp_stores"), j), "the store %q holds roots of signers: time stamp authorities need one of their own", name)
+			}
+		}
+	}
 }
 
 // choice returns the value or its default; without a default it is required.
@@ -355,7 +394,7 @@ func (p *Policy) CRLs() []CRLSource { return slices.Clone(p.crls) }
 func (p *Policy) stores() []string {
 	var names []string
 	for _, s := range p.scopes {
-		names = append(names, s.stores...)
+		names = append(append(names, s.stores...), s.stampStores...)
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

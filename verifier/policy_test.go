@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"crypto/x509"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,6 +18,8 @@ scopes:
   - name: agents
     match: ["127.0.0.1:5000/agents/**", "r.example/one"]
     stores: [agents]
+    timestamp_stores: [time]
+    timestamp: required
     identities: ["email:dev@example.com"]
     unsigned_containers: deny
     unsigned_agents: deny
@@ -42,7 +45,7 @@ func TestParsePolicyReadsEveryKey(t *testing.T) {
 	if got := p.CRLs(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("lists %+v", got)
 	}
-	if p.OnUnfetchable() != Deny || p.grace != 24*time.Hour || len(p.stores()) != 1 {
+	if p.OnUnfetchable() != Deny || p.grace != 24*time.Hour || len(p.stores()) != 2 || !p.scopes[0].stampRequired {
 		t.Errorf("%+v", p)
 	}
 	if !p.Exempt("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") || p.Exempt("") {
@@ -82,6 +85,10 @@ func TestParsePolicyRefusesWhatIsNotClear(t *testing.T) {
 		"match twice":                 {replace("r.example/one", "127.0.0.1:5000/agents/**"), "twice"},
 		"match twice with port":       {replace("r.example/one", "r.example/one\", \"r.example:443/one"), "twice"},
 		"stores missing":              {replace("    stores: [agents]\n", ""), "stores"},
+		"stamps by signers":           {replace("timestamp_stores: [time]", "timestamp_stores: [agents]"), "one of their own"},
+		"stamps required of nobody":   {replace("    timestamp_stores: [time]\n", ""), "needs timestamp_stores"},
+		"stamp store outside":         {replace("[time]", `["../time"]`), "timestamp_stores[0]"},
+		"stamps perhaps":              {replace("timestamp: required", "timestamp: always"), "timestamp"},
 		"store outside":               {replace("stores: [agents]", `stores: ["../agents"]`), "stores"},
 		"store twice":                 {replace("stores: [agents]", "stores: [agents, agents]"), "stores"},
 		"identities missing":          {replace("    identities: [\"email:dev@example.com\"]\n", ""), "identities"},
@@ -178,7 +185,7 @@ func FuzzParsePolicy(f *testing.F) {
 		for _, name := range p.stores() {
 			stores[name] = root
 		}
-		v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, Clock: testpki.Clock})
+		v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, Stamps: noStamps{}, Clock: testpki.Clock})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -191,4 +198,13 @@ func FuzzParsePolicy(f *testing.F) {
 			}
 		}
 	})
+}
+
+// noStamps believes no time stamp.
+type noStamps struct{}
+
+func (noStamps) Inspect([]byte, []byte) error { return malformed("never") }
+
+func (noStamps) Verify([]byte, []byte, *x509.CertPool) (*TimeStamp, error) {
+	return nil, malformed("never")
 }

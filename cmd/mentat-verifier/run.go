@@ -21,6 +21,7 @@ import (
 	"github.com/mentatlab/mentat/oci/remote"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 const (
@@ -92,7 +93,7 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 	if err != nil {
 		return refuse(err)
 	}
-	v, err := verifier.Open(cfg.Verify, g.clock)
+	v, err := verifier.Open(cfg.Verify, g.clock, timestamp.Reader{})
 	if err != nil {
 		return refuse(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
 	"math/big"
 	"strings"
@@ -269,11 +271,16 @@ func (ca *CA) writeCRL(a authority, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	since, err := asn1.MarshalWithParams(a.cert.NotBefore.UTC(), "generalized")
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, a.file, "cannot make the revocation list")
+	}
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number:                    number,
 		ThisUpdate:                now,
 		NextUpdate:                now.Add(a.life),
 		RevokedCertificateEntries: entries,
+		ExtraExtensions:           []pkix.Extension{{Id: oidExpiredSince, Value: since}},
 	}, a.cert, key)
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, a.file, "cannot make the revocation list")
@@ -317,8 +324,13 @@ func (ca *CA) lastNumber(a authority, events []event) (*big.Int, error) {
 	return last, nil
 }
 
+// oidExpiredSince is X.509's expiredCertsOnCRL: the list says that it keeps what
+// expired since.
+var oidExpiredSince = asn1.ObjectIdentifier{2, 5, 29, 60}
+
 // entriesOf lists what the authority revoked. Entries stay after the
-// certificate expired: a signature's time is only its signer's word.
+// certificate expired: a time stamp keeps its signatures good, unless it was
+// revoked.
 func entriesOf(a authority, events []event) ([]x509.RevocationListEntry, error) {
 	var entries []x509.RevocationListEntry
 	for _, e := range events {

@@ -38,6 +38,44 @@ func home() (string, error) {
 type userConfig struct {
 	// CA is the directory of the certificate authority.
 	CA string `toml:"ca"`
+	// Timestamp is the address of the time stamp authority that signatures are
+	// stamped by unless a flag says otherwise, TimestampRoots a PEM file with its
+	// roots.
+	Timestamp      string `toml:"timestamp"`
+	TimestampRoots string `toml:"timestamp_roots"`
+}
+
+// readUserConfig reads ~/.mentat/config.toml, if there is one. Paths in it are
+// relative to its directory.
+func readUserConfig() (userConfig, error) {
+	var c userConfig
+	dir, err := home()
+	if err != nil {
+		return c, err
+	}
+	path := filepath.Join(dir, "config.toml")
+	data, err := limits.ReadFile(path, limits.PolicyBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, fault.Wrap(err, fault.Usage, path, "cannot read the configuration")
+	}
+	dec := toml.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			return c, fault.New(fault.Usage, path, "unknown key %q, allowed are ca, timestamp and timestamp_roots", strings.Join(strict.Errors[0].Key(), "."))
+		}
+		return c, fault.Wrap(err, fault.Usage, path, "the configuration is malformed")
+	}
+	for _, p := range []*string{&c.CA, &c.TimestampRoots} {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	return c, nil
 }
 
 // caDir is where the certificate authority is: what the flag says, else the
@@ -49,33 +87,13 @@ func caDir(flag string) (string, error) {
 	if dir := os.Getenv(caEnv); dir != "" {
 		return dir, nil
 	}
+	c, err := readUserConfig()
+	if err != nil || c.CA != "" {
+		return c.CA, err
+	}
 	dir, err := home()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "config.toml")
-	data, err := limits.ReadFile(path, limits.PolicyBytes)
-	if errors.Is(err, fs.ErrNotExist) {
-		return filepath.Join(dir, "ca"), nil
-	}
-	if err != nil {
-		return "", fault.Wrap(err, fault.Usage, path, "cannot read the configuration")
-	}
-	var c userConfig
-	dec := toml.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&c); err != nil {
-		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
-			return "", fault.New(fault.Usage, path, "unknown key %q, allowed is ca", strings.Join(strict.Errors[0].Key(), "."))
-		}
-		return "", fault.Wrap(err, fault.Usage, path, "the configuration is malformed")
-	}
-	switch {
-	case c.CA == "":
-		return filepath.Join(dir, "ca"), nil
-	case filepath.IsAbs(c.CA):
-		return c.CA, nil
-	}
-	return filepath.Join(dir, c.CA), nil
+	return filepath.Join(dir, "ca"), nil
 }

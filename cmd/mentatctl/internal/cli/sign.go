@@ -18,6 +18,7 @@ import (
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/toolchain"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/fetch"
 )
 
 type signResult struct {
@@ -36,6 +37,10 @@ type signedAgent struct {
 	Issuer    string        `json:"issuer"`
 	Expires   time.Time     `json:"expires"`
 	BoundTo   string        `json:"bound_to,omitempty"`
+	// Stamped is the time that a time stamp authority vouches for.
+	Stamped time.Time `json:"stamped,omitzero"`
+	// Authority is the subject of its certificate.
+	Authority string `json:"timestamp_authority,omitempty"`
 }
 
 func (r *signResult) Text(w *display.Writer) {
@@ -50,6 +55,9 @@ func (r *signResult) Text(w *display.Writer) {
 		} else {
 			w.Field("bound to", "no repository: manifest.yaml names no image")
 		}
+		if !s.Stamped.IsZero() {
+			w.Field("stamped", "%s by %s", s.Stamped.Format(time.RFC3339), s.Authority)
+		}
 		w.Field("written to", "%s", s.Manifest)
 	}
 }
@@ -61,6 +69,7 @@ type signOptions struct {
 	algorithm  string
 	repository string
 	validFor   time.Duration
+	stamp      stampFlags
 	pass       passphraseFlags
 	build      buildOptions
 }
@@ -75,6 +84,10 @@ manifest with everything that it names, and is bound to the agent's id, version
 and repository. It is stored in the artifact (DIR/.mentat/layout) and, to be
 read, in manifest.yaml. An artifact that is missing, or older than manifest.yaml
 or the module, is packed first.
+
+With --timestamp, or a "timestamp" in ~/.mentat/config.toml, an RFC 3161 authority
+stamps the signature: where a node's policy names that authority, the signature
+then stays good after its certificate expires.
 
 Key and certificate are ~/.mentat/signing.key and ~/.mentat/signing.crt, unless
 flags name others. A key variable or file may hold the certificates too.`,
@@ -96,6 +109,9 @@ flags name others. A key variable or file may hold the certificates too.`,
 			}
 			if len(args) == 0 {
 				args = []string{"."}
+			}
+			if err := o.stamp.resolve(); err != nil {
+				return err
 			}
 			key, chain, err := a.signingKey(cmd.Context(), &o)
 			if err != nil {
@@ -119,6 +135,7 @@ flags name others. A key variable or file may hold the certificates too.`,
 	cmd.Flags().StringVar(&o.algorithm, "algorithm", "", "the signature `ALGORITHM`: SHA256withRSA, SHA256withRSA-PSS or SHA256withECDSA (default: by the key)")
 	cmd.Flags().StringVar(&o.repository, "repository", "", "bind the attestation to this `REPOSITORY` (default: that of the manifest's image)")
 	cmd.Flags().DurationVar(&o.validFor, "valid-for", 0, "end the attestation after this `DURATION`, before its certificate ends")
+	o.stamp.add(cmd)
 	o.pass.add(cmd)
 	o.build.remote.add(cmd)
 	a.outputs(cmd)
@@ -227,6 +244,13 @@ func (a *app) sign(ctx context.Context, path string, o *signOptions, key crypto.
 			expires = end
 		}
 	}
+	var stamp *verifier.TimeStamp
+	if o.stamp.url != "" {
+		req.Stamp = func(signature []byte) (token []byte, _ *verifier.TimeStamp, err error) {
+			token, stamp, err = fetch.TimeStamp(ctx, nil, o.stamp.url, signature, o.stamp.roots)
+			return token, stamp, err
+		}
+	}
 	signed, block, err := verifier.Sign(req)
 	if err != nil {
 		return nil, err
@@ -235,11 +259,15 @@ func (a *app) sign(ctx context.Context, path string, o *signOptions, key crypto.
 	if err != nil {
 		return nil, err
 	}
-	return &signedAgent{
+	s := &signedAgent{
 		Directory: d.Path, Manifest: d.ManifestPath(), ID: d.Manifest.ID, Version: d.Manifest.Version,
 		Artifact: desc.Digest, Packed: packed, Signer: signerName(chain[0]), Issuer: chain[0].Issuer.String(),
 		Expires: expires.UTC(), BoundTo: req.Subject.Repository,
-	}, nil
+	}
+	if stamp != nil {
+		s.Stamped, s.Authority = stamp.Time.UTC(), stamp.Path[0].Subject.String()
+	}
+	return s, nil
 }
 
 func signerName(c *x509.Certificate) string {

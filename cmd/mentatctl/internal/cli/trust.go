@@ -21,6 +21,7 @@ import (
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
 	"github.com/mentatlab/mentat/verifier/pki"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 // trustFlags say what an artifact is judged by: a node's configuration, a
@@ -141,7 +142,7 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 		return nil, err
 	}
 	if cfg.Verify.Policy == "" {
-		v, err := verifier.Open(cfg.Verify, a.now)
+		v, err := verifier.Open(cfg.Verify, a.now, timestamp.Reader{})
 		if err != nil {
 			return nil, err
 		}
@@ -162,7 +163,7 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 }
 
 func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verifier.Verifier, error) {
-	v, err := verifier.Open(cfg, a.now)
+	v, err := verifier.Open(cfg, a.now, timestamp.Reader{})
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +225,7 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 		return nil, err
 	}
 	source := &crlFiles{app: a, paths: crls}
-	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Clock: a.now})
+	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Stamps: timestamp.Reader{}, Clock: a.now})
 	if err != nil {
 		return nil, err
 	}
