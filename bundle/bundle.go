@@ -314,12 +314,14 @@ func begin[T any](all *sync.WaitGroup, call func() (T, error)) func() (T, error)
 }
 
 // verify asks the node's memory first. It may be unusable: then every start is
-// judged.
+// judged. OCSP responders are asked where the policy wants it.
 func (p *Preparer) verify(ctx context.Context, v *verifier.Verifier, in verifier.Input) *verifier.Verdict {
-	if p.memory == nil {
-		return v.Verify(ctx, in)
-	}
-	return p.memory.Verify(ctx, v, in)
+	return fetch.Judge(ctx, v, p.Config.Verify, nil, in, func(ctx context.Context, in verifier.Input) *verifier.Verdict {
+		if p.memory == nil {
+			return v.Verify(ctx, in)
+		}
+		return p.memory.Verify(ctx, v, in)
+	})
 }
 
 func (p *Preparer) blobs() oci.Fetcher {

@@ -98,6 +98,13 @@ var (
 	oidExpiredSince = asn1.ObjectIdentifier{2, 5, 29, 60}
 )
 
+// revocationAlgorithms are those that lists and OCSP answers may be signed with.
+var revocationAlgorithms = []x509.SignatureAlgorithm{
+	x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
+	x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
+	x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
+}
+
 // CompileCRL checks a revocation list (DER or PEM) against its issuer's
 // certificate and makes an index of it. now guards against lists from the
 // future. Whether the list is still current is decided when it is used.
@@ -124,11 +131,7 @@ func CompileCRL(data []byte, issuer *x509.Certificate, origin CRLOrigin, now tim
 	if !bytes.Equal(list.RawIssuer, issuer.RawSubject) {
 		return nil, badCRL(issuer, "was issued by %q", list.Issuer)
 	}
-	switch list.SignatureAlgorithm {
-	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
-		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
-		x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512:
-	default:
+	if !slices.Contains(revocationAlgorithms, list.SignatureAlgorithm) {
 		return nil, badCRL(issuer, "is signed with %s, which is not allowed", list.SignatureAlgorithm)
 	}
 	if err := checkKey(issuer); err != nil {

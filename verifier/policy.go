@@ -92,8 +92,15 @@ type trustFile struct {
 }
 
 type revocationSet struct {
-	CRLs  []crlFile `yaml:"crls"`
-	Grace string    `yaml:"grace"`
+	CRLs  []crlFile  `yaml:"crls"`
+	OCSP  []ocspFile `yaml:"ocsp"`
+	Grace string     `yaml:"grace"`
+}
+
+type ocspFile struct {
+	Issuer string   `yaml:"issuer"`
+	URL    string   `yaml:"url"`
+	Hosts  []string `yaml:"hosts"`
 }
 
 type crlFile struct {
@@ -112,6 +119,7 @@ type Policy struct {
 	community   identities
 	publishers  identities
 	crls        []CRLSource
+	ocsp        []OCSPSource
 	grace       time.Duration
 	unfetchable string
 }
@@ -233,6 +241,15 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		issuers[s.Issuer] = true
 		p.crls = append(p.crls, c.crl(path, s))
 	}
+	responders := map[string]bool{}
+	for i, s := range f.Revocation.OCSP {
+		path := strictyaml.Index("revocation.ocsp", i)
+		if responders[s.Issuer] {
+			c.fail(path, "issuer %q is there twice", s.Issuer)
+		}
+		responders[s.Issuer] = true
+		p.ocsp = append(p.ocsp, c.responder(path, s))
+	}
 	return p
 }
 
@@ -349,12 +366,35 @@ func (c *policyCompiler) crl(path string, s crlFile) CRLSource {
 		c.fail(path, "exactly one of file and url is required")
 	}
 	if s.URL != "" {
-		u, err := url.Parse(s.URL)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			c.fail(strictyaml.Key(path, "url"), "%q is not an http or https URL", s.URL)
-		}
+		c.address(strictyaml.Key(path, "url"), s.URL)
 	}
 	return CRLSource{Issuer: s.Issuer, Certificate: c.path(s.Certificate), File: c.path(s.File), URL: s.URL}
+}
+
+func (c *policyCompiler) address(path, text string) {
+	u, err := url.Parse(text)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		c.fail(path, "%q is not an http or https URL", text)
+	}
+}
+
+func (c *policyCompiler) responder(path string, s ocspFile) OCSPSource {
+	if s.Issuer == "" {
+		c.fail(path, "issuer is required")
+	}
+	if (s.URL == "") == (len(s.Hosts) == 0) {
+		c.fail(path, "exactly one of url and hosts is required")
+	}
+	if s.URL != "" {
+		c.address(strictyaml.Key(path, "url"), s.URL)
+	}
+	for i, host := range s.Hosts {
+		// What an URL calls its host: a name, and a port if it says one.
+		if u, err := url.Parse("http://" + host); err != nil || host == "" || u.Host != host || u.User != nil || strings.Contains(host, "*") {
+			c.fail(strictyaml.Index(strictyaml.Key(path, "hosts"), i), "%q is not HOST or HOST:PORT", host)
+		}
+	}
+	return OCSPSource{Issuer: s.Issuer, URL: s.URL, Hosts: s.Hosts}
 }
 
 func (c *policyCompiler) path(p string) string {

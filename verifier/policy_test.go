@@ -31,6 +31,9 @@ revocation:
   crls:
     - {issuer: "CN=R", file: "agent.crl"}
     - {issuer: "CN=A", certificate: "a.pem", url: "http://pki.example/agent.crl"}
+  ocsp:
+    - {issuer: "CN=A", url: "http://ocsp.example"}
+    - {issuer: "CN=B", hosts: ["ocsp.example", "ocsp.example:8080"]}
   grace: 24h
 on_unfetchable: deny
 `
@@ -112,7 +115,15 @@ func TestParsePolicyRefusesWhatIsNotClear(t *testing.T) {
 		"list without source":         {replace(`, file: "agent.crl"`, ""), "file"},
 		"list with two sources":       {replace(`file: "agent.crl"`, `file: "agent.crl", url: "http://x/y"`), "exactly one"},
 		"list by ftp":                 {replace("http://pki", "ftp://pki"), "url"},
-		"issuer twice":                {replace("CN=A", "CN=R"), "twice"},
+		"issuer twice":                {replace(`CN=A", cert`, `CN=R", cert`), "twice"},
+		"responder without issuer":    {replace(`issuer: "CN=B", `, ""), "issuer"},
+		"responder twice":             {replace("CN=B", "CN=A"), "twice"},
+		"responder nowhere":           {replace(`, url: "http://ocsp.example"`, ""), "exactly one"},
+		"responder in two places":     {replace(`url: "http://ocsp.example"`, `url: "http://ocsp.example", hosts: [a]`), "exactly one"},
+		"responder by ftp":            {replace("http://ocsp", "ftp://ocsp"), "url"},
+		"host with a path":            {replace(`"ocsp.example"`, `"ocsp.example/x"`), "hosts[0]"},
+		"host with a user":            {replace(`"ocsp.example"`, `"me@ocsp.example"`), "hosts[0]"},
+		"host with a star":            {replace(`"ocsp.example"`, `"*.example"`), "hosts[0]"},
 		"on_unfetchable unknown":      {replace("on_unfetchable: deny", "on_unfetchable: allow"), "on_unfetchable"},
 		"oversized":                   {fullPolicy + "# " + strings.Repeat("x", limits.PolicyBytes), "bytes"},
 	} {

@@ -497,7 +497,26 @@ func (j *judge) revoked(path []*x509.Certificate, stamp *TimeStamp) (fresh bool,
 	return fresh && unknown == nil, unknown
 }
 
+// revokedOne asks whom the policy asks: the issuer's list, its OCSP responder's
+// answer, or both. Of two answers the worse counts.
 func (j *judge) revokedOne(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh bool, err error) {
+	src, asked := j.policy.ocspFor(issuer)
+	if !asked {
+		return j.listed(c, issuer, stamp)
+	}
+	fresh, err = j.answered(c, issuer, src, stamp)
+	if ix, listErr := j.index(issuer); fault.ReasonOf(err) == fault.Revoked || ix == nil && listErr == nil && !j.policy.hasCRL(issuer) {
+		return fresh, err
+	}
+	ok, listErr := j.listed(c, issuer, stamp)
+	if err == nil || fault.ReasonOf(listErr) == fault.Revoked {
+		err = listErr
+	}
+	return fresh && ok, err
+}
+
+// listed checks a certificate by its issuer's list.
+func (j *judge) listed(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh bool, err error) {
 	ix, err := j.index(issuer)
 	if ix == nil {
 		switch {
@@ -542,11 +561,16 @@ func (j *judge) index(issuer *x509.Certificate) (*CRLIndex, error) {
 		return j.revocation.Index(issuer)
 	}
 	ix, files, err := onDisk.index(issuer)
+	j.rest(files)
+	return ix, err
+}
+
+// rest notes files that the judgement depends on.
+func (j *judge) rest(files map[string]string) {
 	if j.verdict.Rests.Files == nil {
 		j.verdict.Rests.Files = map[string]string{}
 	}
 	maps.Copy(j.verdict.Rests.Files, files)
-	return ix, err
 }
 
 func (j *judge) binding(att *Attestation) error {
@@ -639,6 +663,8 @@ type Verdict struct {
 	// Remembered tells that the checks were made by an earlier judgement of the
 	// same, on this node.
 	Remembered bool `json:"remembered,omitempty"`
+	// Questions are for OCSP responders: their answers could change the verdict.
+	Questions []Question `json:"-"`
 	// Rests says how long the verdict holds.
 	Rests Rests `json:"-"`
 }

@@ -2,27 +2,21 @@ package timestamp_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"flag"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-	specs "github.com/opencontainers/image-spec/specs-go"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/testagent"
 	"github.com/mentatlab/mentat/internal/testpki"
-	"github.com/mentatlab/mentat/manifest"
 	"github.com/mentatlab/mentat/manifest/canonical"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
@@ -31,22 +25,6 @@ import (
 )
 
 var update = flag.Bool("update", false, "have openssl make the kept token anew")
-
-const repository = "registry.example/agents/echo"
-
-type blobs map[digest.Digest][]byte
-
-func (b blobs) Fetch(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-	return io.NopCloser(bytes.NewReader(b[d.Digest])), nil
-}
-
-func (b blobs) add(mediaType string, data []byte) ocispec.Descriptor {
-	d := digest.FromBytes(data)
-	b[d] = data
-	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
-}
-
-var store = blobs{}
 
 // must is for fixtures.
 func must[T any](tb testing.TB) func(T, error) T {
@@ -57,34 +35,6 @@ func must[T any](tb testing.TB) func(T, error) T {
 		}
 		return v
 	}
-}
-
-// sign signs an agent at a time and returns the manifest and its signature.
-func sign(tb testing.TB, p *testpki.PKI, at time.Time) (raw, signature []byte) {
-	tb.Helper()
-	m := must[*manifest.Manifest](tb)(manifest.Parse("manifest.yaml", []byte("id: mentatlab.echo\nversion: 1.0.0\nruntime: wasm\nmodule: agent.wasm\n")))
-	image := must[[]byte](tb)(canonical.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageManifest,
-		Config:    store.add(ocispec.MediaTypeImageConfig, []byte(`{"architecture":"wasm","config":{"Entrypoint":["/agent.wasm"]},"os":"wasip1","rootfs":{"diff_ids":[],"type":"layers"}}`)),
-		Layers: []ocispec.Descriptor{
-			store.add(oci.MediaTypeAgentManifest, must[[]byte](tb)(m.Canonical())),
-			store.add(oci.MediaTypeWASM, []byte("\x00asm\x01\x00\x00\x00")),
-		},
-		Annotations: map[string]string{oci.AnnotationAgentID: "mentatlab.echo", ocispec.AnnotationVersion: "1.0.0"},
-	}))
-	raw, block, err := verifier.Sign(verifier.SignRequest{
-		Raw: image, Key: p.LeafKey, Chain: p.Chain(), Time: at,
-		Subject: verifier.Subject{ID: "mentatlab.echo", Version: "1.0.0", Repository: repository},
-	})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	var b verifier.Block
-	if err := json.Unmarshal(block, &b); err != nil {
-		tb.Fatal(err)
-	}
-	return raw, must[[]byte](tb)(base64.StdEncoding.DecodeString(b.Signature))
 }
 
 // with puts a token into a signed manifest, as anybody can.
@@ -103,7 +53,7 @@ func with(tb testing.TB, raw, token []byte) *oci.Artifact {
 		b.TimestampToken = base64.StdEncoding.EncodeToString(token)
 		annotations[oci.AnnotationAttestation] = string(must[[]byte](tb)(canonical.Marshal(b)))
 	}
-	return must[*oci.Artifact](tb)(oci.Read(tb.Context(), store, must[[]byte](tb)(canonical.Marshal(m))))
+	return testagent.Read(tb, must[[]byte](tb)(canonical.Marshal(m)))
 }
 
 const policyText = `version: 1
@@ -156,7 +106,7 @@ func (n *node) verifier(tb testing.TB, p *testpki.PKI, tsa *testpki.TSA) (*verif
 
 func judge(tb testing.TB, v *verifier.Verifier, a *oci.Artifact) *verifier.Verdict {
 	tb.Helper()
-	return v.Verify(tb.Context(), verifier.Input{Reference: repository + ":1.0.0", Artifact: a})
+	return v.Verify(tb.Context(), verifier.Input{Reference: testagent.Reference, Artifact: a})
 }
 
 // expect holds a verdict to a reason; "" is allowed.
@@ -210,7 +160,7 @@ func changed(n int) func(*testpki.TSA, []byte) []byte {
 
 func TestTimeStampsAreJudged(t *testing.T) {
 	p := testpki.New(t)
-	raw, signature := sign(t, p, signedAt)
+	raw, signature := testagent.Sign(t, p, signedAt)
 	good := testpki.NewTSA(t, "stamp", testpki.Now)
 	revokedLeaf := testpki.Revoking(p.Leaf)
 	for _, c := range []struct {
@@ -325,7 +275,7 @@ func TestTimeStampsAreJudged(t *testing.T) {
 // cannot read time stamps all the more.
 func TestABrokenTimeStampIsRefusedInDeveloperMode(t *testing.T) {
 	p := testpki.New(t)
-	raw, signature := sign(t, p, signedAt)
+	raw, signature := testagent.Sign(t, p, signedAt)
 	tsa := testpki.NewTSA(t, "stamp", testpki.Now)
 	for _, c := range []struct {
 		name   string
@@ -355,7 +305,7 @@ func TestAPolicyWithAuthoritiesNeedsAReader(t *testing.T) {
 // expires, and not before one that did.
 func TestAStampedVerdictRestsUntilTheNextExpiry(t *testing.T) {
 	p := testpki.New(t)
-	raw, signature := sign(t, p, signedAt)
+	raw, signature := testagent.Sign(t, p, signedAt)
 	tsa := testpki.NewTSA(t, "stamp", testpki.Now)
 	n := newNode(testpki.Now.AddDate(0, 11, 10)) // the signer's has expired, the authority's not
 	kept(n)
@@ -380,7 +330,7 @@ func TestOpensslsTokenCounts(t *testing.T) {
 	url := tsa.Serve()
 	roots := x509.NewCertPool()
 	roots.AddCert(tsa.Root)
-	raw, signature := sign(t, p, now)
+	raw, signature := testagent.Sign(t, p, now)
 	token, stamp, err := fetch.TimeStamp(t.Context(), nil, url, signature, roots)
 	if err != nil {
 		t.Fatal(err)

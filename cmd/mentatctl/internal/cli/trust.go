@@ -75,6 +75,13 @@ type judgement struct {
 	*verifier.Verifier
 	by           string
 	capabilities *policy.Policy
+	// revocation is where OCSP answers are kept.
+	revocation nodeconfig.Verify
+}
+
+// Verify judges, and asks OCSP responders where the policy wants it.
+func (j *judgement) Verify(ctx context.Context, in verifier.Input) *verifier.Verdict {
+	return fetch.Judge(ctx, j.Verifier, j.revocation, nil, in, j.Verifier.Verify)
 }
 
 // judgement puts a verifier together with the capability policy that goes with
@@ -87,7 +94,17 @@ func (f *trustFlags) judgement(v *verifier.Verifier, by string, cfg nodeconfig.C
 	if err != nil {
 		return nil, err
 	}
-	return &judgement{v, by, rules}, nil
+	return &judgement{Verifier: v, by: by, capabilities: rules}, nil
+}
+
+// judgementOn is a judgement by a policy, with what was fetched for it.
+func (f *trustFlags) judgementOn(v *verifier.Verifier, verify nodeconfig.Verify, cfg nodeconfig.Capability) (*judgement, error) {
+	j, err := f.judgement(v, "policy "+verify.Policy, cfg)
+	if err != nil {
+		return nil, err
+	}
+	j.revocation = verify
+	return j, nil
 }
 
 // beside is a node's capability configuration with the policy beside another
@@ -127,7 +144,8 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 		if err != nil {
 			return nil, err
 		}
-		v, err := a.policyVerifier(ctx, nodeconfig.Verify{Policy: f.policy, Trust: trust, State: state})
+		verify := nodeconfig.Verify{Policy: f.policy, Trust: trust, State: state}
+		v, err := a.policyVerifier(ctx, verify)
 		if err != nil {
 			return nil, err
 		}
@@ -135,7 +153,7 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 		if err != nil {
 			return nil, err
 		}
-		return f.judgement(v, "policy "+f.policy, cfg)
+		return f.judgementOn(v, verify, cfg)
 	}
 	cfg, err := nodeconfig.Load(f.config)
 	if err != nil {
@@ -159,7 +177,7 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.judgement(v, "policy "+cfg.Verify.Policy, cfg.Capability)
+	return f.judgementOn(v, cfg.Verify, cfg.Capability)
 }
 
 func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verifier.Verifier, error) {
