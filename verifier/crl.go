@@ -7,11 +7,10 @@ import (
 	"encoding/asn1"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -25,9 +24,11 @@ import (
 // CRLIndex is a revocation list made ready for looking up: the serial numbers
 // sorted, the signature already checked. It is immutable.
 type CRLIndex struct {
-	head    crlHead
-	number  *big.Int
-	entries []byte // crlEntryBytes each, sorted by serial
+	head   crlHead
+	number *big.Int
+	blocks []crlBlock
+	// entries are crlEntryBytes each, sorted by serial number, in blocks.
+	entries io.ReaderAt
 }
 
 // crlHead is the readable head of an index file.
@@ -78,8 +79,6 @@ func (r revocation) after(stamp *TimeStamp) bool {
 }
 
 const (
-	crlMagic        = "MENTATCRL2\n"
-	crlIndexVersion = 2
 	// An entry is serial number, time of revocation, reason, invalidity date.
 	crlReasonAt   = maxSerialBytes + 8
 	crlInvalidAt  = crlReasonAt + 1
@@ -221,19 +220,19 @@ func (ix *CRLIndex) fill(list []x509.RevocationListEntry, issuer *x509.Certifica
 		rows = append(rows, row)
 	}
 	slices.SortFunc(rows, func(a, b [crlEntryBytes]byte) int { return bytes.Compare(a[:], b[:]) })
-	ix.entries = make([]byte, 0, len(rows)*crlEntryBytes)
+	entries := make([]byte, 0, len(rows)*crlEntryBytes)
 	for i := range rows {
 		row := rows[i][:]
 		if i > 0 && bytes.Equal(row[:maxSerialBytes], rows[i-1][:maxSerialBytes]) {
-			kept := ix.row(ix.head.Count - 1)
+			kept := entries[len(entries)-crlEntryBytes:]
 			if bytes.Compare(row[crlInvalidAt:], kept[crlInvalidAt:]) < 0 {
 				copy(kept[crlInvalidAt:], row[crlInvalidAt:])
 			}
 			continue
 		}
-		ix.entries = append(ix.entries, row...)
-		ix.head.Count++
+		entries = append(entries, row...)
 	}
+	ix.hold(entries)
 	return nil
 }
 
@@ -268,32 +267,8 @@ func issuingPoints(value []byte) ([]string, error) {
 	return uris, nil
 }
 
-// lookup finds a serial number.
-func (ix *CRLIndex) lookup(serial *big.Int) (revocation, bool) {
-	if serial.Sign() <= 0 || len(serial.Bytes()) > maxSerialBytes {
-		return revocation{}, false
-	}
-	var want [maxSerialBytes]byte
-	serial.FillBytes(want[:])
-	n := ix.head.Count
-	i := sort.Search(n, func(i int) bool { return bytes.Compare(ix.row(i)[:maxSerialBytes], want[:]) >= 0 })
-	if i == n || !bytes.Equal(ix.row(i)[:maxSerialBytes], want[:]) {
-		return revocation{}, false
-	}
-	row := ix.row(i)
-	r := revocation{at: entryTime(row[maxSerialBytes:]), reason: int(row[crlReasonAt])}
-	if binary.BigEndian.Uint64(row[crlInvalidAt:]) != 0 {
-		r.invalid = entryTime(row[crlInvalidAt:])
-	}
-	return r, true
-}
-
 func entryTime(b []byte) time.Time {
 	return time.Unix(int64(binary.BigEndian.Uint64(b)&(1<<62-1)), 0).UTC()
-}
-
-func (ix *CRLIndex) row(i int) []byte {
-	return ix.entries[i*crlEntryBytes : (i+1)*crlEntryBytes]
 }
 
 // Number is the list's number: a list with a lower one is older.
@@ -335,68 +310,6 @@ func (ix *CRLIndex) covers(c *x509.Certificate) bool {
 // drop such entries, and then their absence means nothing.
 func (ix *CRLIndex) keeps(c *x509.Certificate) bool {
 	return !ix.head.ExpiredSince.IsZero() && !ix.head.ExpiredSince.After(c.NotAfter)
-}
-
-// encode gives the file form: magic, length and text of the head, the entries,
-// and the SHA-256 of all that.
-func (ix *CRLIndex) encode() ([]byte, error) {
-	head, err := json.Marshal(ix.head)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, "revocation index", "cannot encode")
-	}
-	if len(head) > maxHeadBytes {
-		return nil, fault.New(fault.RevocationUnknown, "revocation index", "its head is over %d bytes", maxHeadBytes)
-	}
-	var b bytes.Buffer
-	b.Grow(len(crlMagic) + 4 + len(head) + len(ix.entries) + sha256.Size)
-	b.WriteString(crlMagic)
-	b.Write(binary.BigEndian.AppendUint32(nil, uint32(len(head))))
-	b.Write(head)
-	b.Write(ix.entries)
-	sum := sha256.Sum256(b.Bytes())
-	b.Write(sum[:])
-	return b.Bytes(), nil
-}
-
-// decodeIndex is the inverse of encode and accepts nothing else.
-func decodeIndex(data []byte) (*CRLIndex, error) {
-	bad := func(format string, args ...any) (*CRLIndex, error) {
-		return nil, fault.New(fault.RevocationUnknown, "revocation index", format, args...)
-	}
-	if len(data) < len(crlMagic)+4+sha256.Size || string(data[:len(crlMagic)]) != crlMagic {
-		return bad("is not one, or of another version")
-	}
-	body, sum := data[:len(data)-sha256.Size], data[len(data)-sha256.Size:]
-	if want := sha256.Sum256(body); !bytes.Equal(want[:], sum) {
-		return bad("is damaged")
-	}
-	rest := body[len(crlMagic):]
-	n := binary.BigEndian.Uint32(rest)
-	rest = rest[4:]
-	if n > maxHeadBytes || int(n) > len(rest) {
-		return bad("is damaged: its head is cut off")
-	}
-	ix := &CRLIndex{entries: rest[n:]}
-	dec := json.NewDecoder(bytes.NewReader(rest[:n]))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&ix.head); err != nil {
-		return bad("its head is malformed: %v", err)
-	}
-	number, ok := new(big.Int).SetString(ix.head.Number, 10)
-	if !ok || number.Sign() < 0 || ix.head.Version != crlIndexVersion || ix.head.Count < 0 ||
-		ix.head.Count > maxCRLEntries || ix.head.Count*crlEntryBytes != len(ix.entries) {
-		return bad("its head contradicts itself")
-	}
-	ix.number = number
-	for i := 1; i < ix.head.Count; i++ {
-		if bytes.Compare(ix.row(i - 1)[:maxSerialBytes], ix.row(i)[:maxSerialBytes]) >= 0 {
-			return bad("is not sorted")
-		}
-	}
-	if again, err := ix.encode(); err != nil || !bytes.Equal(again, data) {
-		return bad("is not in its one form")
-	}
-	return ix, nil
 }
 
 // issuerKey names an issuer by name and public key.

@@ -296,7 +296,11 @@ func (j *judge) responder(a *OCSPAnswer, issuer *x509.Certificate) error {
 	}
 	ix, err := j.index(issuer)
 	if ix != nil {
-		if _, listed := ix.lookup(a.responder.SerialNumber); listed {
+		_, listed, lookupErr := ix.lookup(a.responder.SerialNumber)
+		if lookupErr != nil {
+			return lookupErr
+		}
+		if listed {
 			return fault.New(fault.RevocationUnknown, "OCSP responder "+a.responder.Subject.String(), "was revoked itself")
 		}
 		if ix.covers(a.responder) && err == nil && !j.now.After(ix.NextUpdate().Add(j.policy.grace)) {

@@ -531,7 +531,11 @@ func (j *judge) listed(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh boo
 	if err != nil {
 		j.warn("an older revocation list is used: %v", err)
 	}
-	if e, ok := ix.lookup(c.SerialNumber); ok && !e.after(stamp) {
+	e, revoked, err := ix.lookup(c.SerialNumber)
+	if err != nil {
+		return false, fault.Wrap(err, fault.RevocationUnknown, certName(c), "cannot tell whether it is revoked")
+	}
+	if revoked && !e.after(stamp) {
 		return false, fault.New(fault.Revoked, certName(c), "was revoked at %s (%s)", e.at.Format(timeLayout), reasonName(e.reason))
 	}
 	next := ix.NextUpdate()
