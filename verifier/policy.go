@@ -394,7 +394,7 @@ func (c *policyCompiler) responder(path string, s ocspFile) OCSPSource {
 			c.fail(strictyaml.Index(strictyaml.Key(path, "hosts"), i), "%q is not HOST or HOST:PORT", host)
 		}
 	}
-	return OCSPSource{Issuer: s.Issuer, URL: s.URL, Hosts: s.Hosts}
+	return OCSPSource(s)
 }
 
 func (c *policyCompiler) path(p string) string {

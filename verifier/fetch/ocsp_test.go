@@ -22,7 +22,6 @@ import (
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/internal/testagent"
 	"github.com/mentatlab/mentat/internal/testpki"
-	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
 )
@@ -102,7 +101,7 @@ func (n *asked) judge(client *http.Client) *verifier.Verdict {
 		n.t.Fatal(err)
 	}
 	raw, _ := testagent.Sign(n.t, n.pki, n.pki.Leaf.NotBefore.AddDate(0, 0, 1))
-	var a *oci.Artifact = testagent.Read(n.t, raw)
+	a := testagent.Read(n.t, raw)
 	return fetch.Judge(n.t.Context(), v, n.cfg, client, verifier.Input{Reference: testagent.Reference, Artifact: a}, v.Verify)
 }
 
