@@ -150,6 +150,7 @@ func TestTranscripts(t *testing.T) {
 			"wasm":      writeModule,
 			"agent":     writeAgent,
 			"registry":  startRegistry,
+			"notation":  notationVerify,
 			"image":     writeImage,
 			"flip":      flipByte,
 			"exits":     exits,
