@@ -51,6 +51,10 @@ const (
 	ChainCertificates = 5
 	// CertificatePEMBytes bounds one certificate of the chain.
 	CertificatePEMBytes = 16 * KiB
+	// TimeStampBytes bounds an RFC 3161 time stamp token.
+	TimeStampBytes = 24 * KiB
+	// OCSPBytes bounds an OCSP responder's answer.
+	OCSPBytes = 20 * KiB
 	// CRLBytes bounds a certificate revocation list.
 	CRLBytes = 32 * MiB
 	// Verdicts bounds the verdicts that a node remembers.

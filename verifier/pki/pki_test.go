@@ -592,7 +592,7 @@ func TestTheStarterPolicyIsAccepted(t *testing.T) {
 				t.Error(err)
 			}
 			cfg := nodeconfig.Verify{Policy: path, Trust: filepath.Join(dir, "trust"), State: filepath.Join(dir, "state")}
-			v, err := verifier.Open(cfg, testpki.Clock)
+			v, err := verifier.Open(cfg, testpki.Clock, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

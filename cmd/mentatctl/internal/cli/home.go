@@ -45,6 +45,11 @@ type userConfig struct {
 	// that server.
 	CAURL  string `toml:"ca_url"`
 	CARoot string `toml:"ca_root"`
+	// Timestamp is the address of the time stamp authority that signatures are
+	// stamped by unless a flag says otherwise, TimestampRoots a PEM file with its
+	// roots.
+	Timestamp      string `toml:"timestamp"`
+	TimestampRoots string `toml:"timestamp_roots"`
 }
 
 // readUserConfig reads ~/.mentat/config.toml, if there is one. Paths in it are
@@ -68,11 +73,11 @@ func readUserConfig() (userConfig, error) {
 	if err := dec.Decode(&c); err != nil {
 		var strict *toml.StrictMissingError
 		if errors.As(err, &strict) {
-			return c, fault.New(fault.Usage, path, "unknown key %q, allowed are ca, ca_url and ca_root", strings.Join(strict.Errors[0].Key(), "."))
+			return c, fault.New(fault.Usage, path, "unknown key %q, allowed are ca, ca_url, ca_root, timestamp and timestamp_roots", strings.Join(strict.Errors[0].Key(), "."))
 		}
 		return c, fault.Wrap(err, fault.Usage, path, "the configuration is malformed")
 	}
-	for _, p := range []*string{&c.CA, &c.CARoot} {
+	for _, p := range []*string{&c.CA, &c.CARoot, &c.TimestampRoots} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
