@@ -106,7 +106,20 @@ func (n *node) verifier(tb testing.TB, p *testpki.PKI, tsa *testpki.TSA) (*verif
 
 func judge(tb testing.TB, v *verifier.Verifier, a *oci.Artifact) *verifier.Verdict {
 	tb.Helper()
-	return v.Verify(tb.Context(), verifier.Input{Reference: testagent.Reference, Artifact: a})
+	in := verifier.Input{Reference: testagent.Reference, Artifact: a}
+	vd := v.Verify(tb.Context(), in)
+	// An explanation says the same, and the step that failed says why.
+	var trace verifier.Trace
+	in.Trace = &trace
+	if again := v.Verify(tb.Context(), in); again.Allowed != vd.Allowed || again.Reason != vd.Reason || again.Stamped != vd.Stamped {
+		tb.Errorf("explained %+v, judged %+v", again, vd)
+	}
+	for _, s := range trace.Steps {
+		if s.Outcome == verifier.Failed && s.Reason != vd.Reason || s.Name == verifier.StepTimestamp && s.Outcome == verifier.Passed && len(s.Parts) == 0 && !vd.Stamped.IsZero() {
+			tb.Errorf("step %+v of %+v", s, vd)
+		}
+	}
+	return vd
 }
 
 // expect holds a verdict to a reason; "" is allowed.
