@@ -60,6 +60,7 @@ build: deps ## our programs, into bin/
 	@[ -e bin/mentat-host ] || echo "building MentatLab (the first time this fetches and compiles its libraries)"
 	@CGO_ENABLED=0 $(GOBUILD) -tags $(TAGS) -ldflags '$(STAMP)' -o bin/ $(PROGRAMS:%=./cmd/%)
 	@CGO_ENABLED=1 $(GOBUILD) -tags netgo,osusergo -ldflags '$(STAMP) -linkmode external -extldflags "-static $(QUIETLD)"' -o bin/ ./cmd/mentat-host ./cmd/mentat-host-net
+	@CGO_ENABLED=1 $(GOBUILD) -ldflags '$(STAMP)' -o bin/ ./cmd/mentat-pkcs11
 
 .PHONY: tools
 tools: $(TOOLS:%=bin/tools/%) bin/tools/runc ## containerd, ctr, runc and registry, pinned, into bin/tools/

@@ -55,7 +55,8 @@ func clearGroup(name string) error {
 	var errs []error
 	for _, dir := range leftGroups(name) {
 		err := os.Remove(dir)
-		for range 20 {
+		// A killed process takes its time to go on a busy machine.
+		for range 300 {
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
 				break
 			}

@@ -29,6 +29,8 @@ const (
 	// revoked is how many certificates the agent CA's list names: that of an
 	// authority that has been at it for years.
 	revoked = 1_000
+	// manyRevoked is that of a very large one.
+	manyRevoked = 100_000
 )
 
 // authority is a CA with key sizes as the product makes them, a developer's
@@ -57,7 +59,7 @@ func newAuthority(dir string) (*authority, error) {
 	if a.key, err = readKey(keyFile); err != nil {
 		return nil, err
 	}
-	return a, a.revokeMany(now)
+	return a, a.revokeMany(now, revoked, 1000)
 }
 
 func readKey(name string) (crypto.Signer, error) {
@@ -68,14 +70,14 @@ func readKey(name string) (crypto.Signer, error) {
 	return pki.ParseKey(name, data, nil)
 }
 
-// revokeMany writes a list that follows the CA's first one; revoking one by one
-// would sign as many lists.
-func (a *authority) revokeMany(now time.Time) error {
+// revokeMany writes a list of count certificates with a number that follows the
+// last one's; revoking one by one would sign as many lists.
+func (a *authority) revokeMany(now time.Time, count int, number int64) error {
 	key, err := readKey(filepath.Join(a.ca.Dir(), pki.AgentKey))
 	if err != nil {
 		return err
 	}
-	entries := make([]x509.RevocationListEntry, revoked)
+	entries := make([]x509.RevocationListEntry, count)
 	for i := range entries {
 		serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 		if err != nil {
@@ -84,7 +86,7 @@ func (a *authority) revokeMany(now time.Time) error {
 		entries[i] = x509.RevocationListEntry{SerialNumber: serial.Add(serial, big.NewInt(1)), RevocationTime: now}
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-		Number: big.NewInt(1000), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour),
+		Number: big.NewInt(number), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour),
 		RevokedCertificateEntries: entries,
 	}, a.ca.Agent(), key)
 	if err != nil {

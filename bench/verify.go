@@ -14,6 +14,7 @@ import (
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 // verifications are enough for a 99th percentile that means something.
@@ -34,14 +35,6 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 	cfg := nodeconfig.Verify{
 		Policy: filepath.Join(dir, "policy.yaml"), Trust: filepath.Join(dir, "trust"), State: filepath.Join(dir, "revocation"),
 	}
-	v, err := verifier.Open(cfg, time.Now)
-	if err != nil {
-		return nil, err
-	}
-	// A node has its lists compiled long before.
-	if err := fetch.Refresh(ctx, v, cfg, nil, true); err != nil {
-		return nil, err
-	}
 	read := func() (verifier.Input, error) {
 		raw, err := oci.ReadBlob(ctx, l, desc, limits.OCIManifestBytes)
 		if err != nil {
@@ -50,13 +43,51 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 		a, err := oci.Read(ctx, l, raw)
 		return verifier.Input{Reference: ref, Artifact: a}, err
 	}
+	small, err := judgeOften(ctx, cfg, read)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.authority.revokeMany(time.Now(), manyRevoked, 2000); err != nil {
+		return nil, err
+	}
+	large, err := judgeOften(ctx, cfg, read)
+	if err != nil {
+		return nil, err
+	}
+	const by = "a list of 1,000"
+	return []Result{
+		result("verify, same process, no verdict cache", "ms", small.same).goal(p99, 10),
+		result("  the same, processor time", "ms", small.cpu),
+		result("policy, stores, lists, artifact read + verify", "ms", small.fresh),
+		result("verify, a revocation list of 100,000", "ms", large.same).versus(by, large.same, small.same).goal(p99, 10),
+		result("  the same, processor time", "ms", large.cpu).versus(by, large.cpu, small.cpu),
+		result("policy, stores, lists of 100,000, artifact + verify", "ms", large.fresh).versus(by, large.fresh, small.fresh),
+	}, nil
+}
+
+// judgements are how long each took.
+type judgements struct {
+	same, cpu, fresh []float64
+}
+
+// judgeOften compiles the lists and then judges in one process and as a new one
+// would.
+func judgeOften(ctx context.Context, cfg nodeconfig.Verify, read func() (verifier.Input, error)) (*judgements, error) {
+	v, err := verifier.Open(cfg, time.Now, timestamp.Reader{})
+	if err != nil {
+		return nil, err
+	}
+	// A node has its lists compiled long before.
+	if err := fetch.Refresh(ctx, v, cfg, nil, true); err != nil {
+		return nil, err
+	}
 	in, err := read()
 	if err != nil {
 		return nil, err
 	}
 	runtime.LockOSThread() // its processor time is measured
 	defer runtime.UnlockOSThread()
-	var same, cpu, fresh []float64
+	j := &judgements{}
 	for range verifications {
 		used, err := threadTime()
 		if err != nil {
@@ -64,19 +95,19 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 		}
 		begin := time.Now()
 		verdict := v.Verify(ctx, in)
-		same = append(same, millis(time.Since(begin)))
+		j.same = append(j.same, millis(time.Since(begin)))
 		after, err := threadTime()
 		if err != nil {
 			return nil, err
 		}
-		cpu = append(cpu, millis(after-used))
+		j.cpu = append(j.cpu, millis(after-used))
 		if !verdict.Allowed || verdict.Trust != verifier.Signed {
 			return nil, fmt.Errorf("the verdict is: %s", verdict.Line())
 		}
 
 		// What a shim does, which is a new process for each pod.
 		begin = time.Now()
-		other, err := verifier.Open(cfg, time.Now)
+		other, err := verifier.Open(cfg, time.Now, timestamp.Reader{})
 		if err != nil {
 			return nil, err
 		}
@@ -85,16 +116,12 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 			return nil, err
 		}
 		verdict = other.Verify(ctx, again)
-		fresh = append(fresh, millis(time.Since(begin)))
+		j.fresh = append(j.fresh, millis(time.Since(begin)))
 		if !verdict.Allowed {
 			return nil, fmt.Errorf("the verdict is: %s", verdict.Line())
 		}
 	}
-	return []Result{
-		result("verify, same process, no verdict cache", "ms", same).goal(p99, 10),
-		result("  the same, processor time", "ms", cpu),
-		result("policy, stores, lists, artifact read + verify", "ms", fresh),
-	}, nil
+	return j, nil
 }
 
 // threadTime is the processor time that this thread has used. Unlike the

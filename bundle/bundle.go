@@ -30,6 +30,7 @@ import (
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
 	"github.com/mentatlab/mentat/verifier/memory"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 // Start starts a child process and returns how to wait for it. A containerd
@@ -313,12 +314,14 @@ func begin[T any](all *sync.WaitGroup, call func() (T, error)) func() (T, error)
 }
 
 // verify asks the node's memory first. It may be unusable: then every start is
-// judged.
+// judged. OCSP responders are asked where the policy wants it.
 func (p *Preparer) verify(ctx context.Context, v *verifier.Verifier, in verifier.Input) *verifier.Verdict {
-	if p.memory == nil {
-		return v.Verify(ctx, in)
-	}
-	return p.memory.Verify(ctx, v, in)
+	return fetch.Judge(ctx, v, p.Config.Verify, nil, in, func(ctx context.Context, in verifier.Input) *verifier.Verdict {
+		if p.memory == nil {
+			return v.Verify(ctx, in)
+		}
+		return p.memory.Verify(ctx, v, in)
+	})
 }
 
 func (p *Preparer) blobs() oci.Fetcher {
@@ -360,7 +363,7 @@ const refreshBudget = 2 * time.Second
 // openVerifier reads policy and trust stores. Revocation data that is due is
 // fetched first; the verifier reads it from disk when it judges.
 func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error) {
-	v, err := verifier.Open(p.Config.Verify, p.Clock)
+	v, err := verifier.Open(p.Config.Verify, p.Clock, timestamp.Reader{})
 	if err != nil || v.Policy() == nil {
 		return v, err
 	}

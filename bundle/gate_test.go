@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,6 +50,26 @@ func TestASignedAgentRuns(t *testing.T) {
 	if w.held[id] != digest.FromBytes(raw) {
 		t.Errorf("held is %q", w.held[id])
 	}
+}
+
+// Where the policy asks a responder, its word decides at the gate.
+func TestTheGateAsksAnOCSPResponder(t *testing.T) {
+	w := enforcing(t)
+	var answer []byte
+	responder := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/ocsp-response")
+		_, _ = rw.Write(answer)
+	}))
+	t.Cleanup(responder.Close)
+	asking := strings.Replace(policy, "revocation:\n", "revocation:\n  ocsp:\n    - {issuer: \"CN=MentatLab Agent CA,O=MentatLab,C=US\", url: \""+responder.URL+"\"}\n", 1)
+	if asking == policy {
+		t.Fatal("the policy has no revocation")
+	}
+	w.enforce(asking)
+	w.create(ref, w.sign(w.agent("")))
+	w.refused(fault.RevocationUnknown) // an empty answer
+	answer = w.pki.OCSP()
+	w.runs(true)
 }
 
 // Every defect of a signed agent, and the reason of its refusal.

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/mentatlab/mentat/host/internal/engine"
+	"github.com/mentatlab/mentat/host/wasi"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest/module"
@@ -36,12 +37,12 @@ type call struct {
 func (c *call) bytes(i int) ([]byte, bool) {
 	b := view(c.memory, c.values[i].U32(), c.values[i+1].U32())
 	if b == nil {
-		return nil, c.outOfRange(c.values[i].U32(), c.values[i+1].U32())
+		return nil, c.outOfRange(c.values[i].U32(), uint64(c.values[i+1].U32()))
 	}
 	return b, true
 }
 
-func (c *call) outOfRange(ptr, n uint32) bool {
+func (c *call) outOfRange(ptr uint32, n uint64) bool {
 	c.s.tally.violations++
 	return c.s.trap(endOf(fault.Trap, fmt.Sprintf("%s.%s: pointer %#x with length %d is outside of the guest's memory of %d bytes",
 		c.f.module, c.f.name, ptr, n, len(c.memory))))
@@ -94,27 +95,23 @@ var envFuncs = map[string]func(*call) bool{
 	"seed":  seed,
 }
 
-// resolve finds who serves an import; the second result is for the engine's WASI.
-func (p *Program) resolve(im engine.Import) (serve func(*call) bool, wasi bool) {
+// resolve finds who serves an import, or nil.
+func (p *Program) resolve(im engine.Import) func(*call) bool {
 	switch im.Module {
 	case module.ModuleMentat:
-		return mentatFuncs[im.Name], false
+		return mentatFuncs[im.Name]
 	case module.ModuleEnv:
-		return envFuncs[im.Name], false
+		return envFuncs[im.Name]
 	case module.ModuleWASI:
-		switch {
-		case im.Name == "proc_exit":
-			// The engine's own refuses statuses above 125.
-			return procExit, false
-		case im.Name == "poll_oneoff" && p.reused:
-			// The engine's own sleeps beyond the end of the run, on a thread that a
-			// process which goes on would lose.
-			p.wasi = true
-			return pollOneoff, false
+		if im.Name == "proc_exit" {
+			return procExit
 		}
-		return nil, true
+		if f := wasi.Functions[im.Name]; f != nil {
+			p.wasi = true
+			return wasiFunc(f)
+		}
 	}
-	return nil, false
+	return nil
 }
 
 func readInput(c *call) bool {
@@ -153,7 +150,7 @@ func readInput(c *call) bool {
 	c.memory = s.run.Memory()
 	dst := view(c.memory, uint32(ptr), uint32(want))
 	if dst == nil {
-		return c.outOfRange(uint32(ptr), uint32(want))
+		return c.outOfRange(uint32(ptr), uint64(uint32(want)))
 	}
 	binary.LittleEndian.PutUint32(dst, uint32(n))
 	copy(dst[4:], in.buf)
@@ -163,7 +160,7 @@ func readInput(c *call) bool {
 func read(c *call) bool {
 	p := view(c.memory, c.values[1].U32(), c.values[2].U32())
 	if p == nil {
-		return c.outOfRange(c.values[1].U32(), c.values[2].U32())
+		return c.outOfRange(c.values[1].U32(), uint64(c.values[2].U32()))
 	}
 	s, h := c.s, c.values[0].I32()
 	s.sync()

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/output"
@@ -235,35 +234,6 @@ func checkEvents(t *testing.T, text string) {
 	if len(open) > 0 {
 		t.Errorf("streams %v never ended", open)
 	}
-}
-
-// FuzzPolls: whatever a guest subscribes to, it waits for a time that is none of
-// the past, or is told that it cannot.
-func FuzzPolls(f *testing.F) {
-	f.Add(make([]byte, subscriptionBytes))
-	f.Add(bytes.Repeat([]byte{0xff}, 2*subscriptionBytes))
-	f.Add(append(make([]byte, 8), append([]byte{1}, make([]byte, subscriptionBytes-9)...)...))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		data = data[:len(data)/subscriptionBytes*subscriptionBytes]
-		s := &session{clockStart: time.Now()}
-		polls, code := s.polls(data)
-		if code != errnoSuccess {
-			if polls != nil {
-				t.Error("subscriptions beside an error")
-			}
-			return
-		}
-		if len(polls) != len(data)/subscriptionBytes {
-			t.Errorf("%d subscriptions", len(polls))
-		}
-		for i, p := range polls {
-			event := bytes.Repeat([]byte{0xa5}, eventBytes)
-			p.event(event)
-			if p.left < 0 || !bytes.Equal(event[:8], data[i*subscriptionBytes:][:8]) || event[10] != p.tag || p.tag > fdWriteTag {
-				t.Errorf("%+v, event %q", p, event)
-			}
-		}
-	})
 }
 
 // FuzzView: the one function that turns a guest's pointer into bytes.

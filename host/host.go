@@ -68,14 +68,15 @@ func once(ctx context.Context, doc *hostdoc.Document, o Options, streams Streams
 		return log.exit(endOf(fault.ReasonOf(err), err.Error())), err
 	}
 	r := request{id: doc.Instance, in: in, began: began}
+	r.terminals[0] = doc.Input.Kind == hostdoc.InputStdin && isTerminal(streams.Stdin, 0)
 	if doc.Framing == hostdoc.FramingNDJSON {
 		lines := output.NewNDJSON(streams.Stdout)
 		r.sink, r.last = lines, lines.Exit
 	} else {
 		// Terminals stay terminals to the guest.
 		r.sink = output.NewRaw(streams.Stdout)
-		r.inheritOut = isTerminal(streams.Stdout, 1)
-		r.inheritErr = isTerminal(streams.Stderr, 2) && doc.LogFormat == "text"
+		r.terminals[1] = isTerminal(streams.Stdout, 1)
+		r.terminals[2] = isTerminal(streams.Stderr, 2) && doc.LogFormat == "text"
 	}
 	exit, err := p.run(ctx, r, log)
 	if _, events := r.sink.(output.Observer); o.Metrics == nil && !events {

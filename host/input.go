@@ -16,8 +16,6 @@ import (
 // inputChunk is how much is read from a source at once.
 const inputChunk = 64 << 10
 
-var errInputLimit = errors.New("the input is larger than the run's input limit")
-
 // input is the run's input, handle 0. Its source is read by a goroutine of its
 // own, started when the guest first asks, so that a guest that waits for input
 // can be stopped.
@@ -90,12 +88,9 @@ func (c *captured) Write(p []byte) (int, error) {
 
 func (c *captured) WriteString(s string) (int, error) { return c.Write([]byte(s)) }
 
-// limitTo bounds the input. What is over it is not read at all.
-func (i *input) limitTo(n int64) {
-	if i.limit = n; i.known > n {
-		i.buf, i.err = nil, errInputLimit
-	}
-}
+// beyond says that the input is over its limit. What is known to be is not read at
+// all.
+func (i *input) beyond() bool { return i.known > i.limit || i.total > i.limit }
 
 // close leaves the source alone: the run ends what waits for it.
 func (*input) close(*session) {}
@@ -159,47 +154,53 @@ func pump(source io.Reader, out chan<- chunk, over <-chan struct{}) {
 	}
 }
 
+// start begins to read the source.
+func (i *input) start(s *session) {
+	if i.chunks == nil {
+		i.chunks = make(chan chunk)
+		go pump(i.source, i.chunks, s.over)
+	}
+}
+
+// ready says that a read would not wait.
+func (i *input) ready() bool { return i.rest() > 0 || i.err != nil }
+
 // fill waits for more data. It reports whether there may be some; if not, i.err
 // or the returned code says why.
 func (i *input) fill(s *session) (bool, int32) {
 	if i.err != nil {
 		return false, 0
 	}
-	if i.known > i.limit {
-		i.err = errInputLimit
-		return false, 0
-	}
-	if i.chunks == nil {
-		i.chunks = make(chan chunk)
-		go pump(i.source, i.chunks, s.over)
-	}
-	var c chunk
+	i.start(s)
 	select {
-	case c = <-i.chunks:
+	case c := <-i.chunks:
+		i.accept(c)
 	case <-s.draining:
 		return false, s.fail(codeCanceled, detail{Reason: "the run is being ended"})
 	case <-s.over: // the guest does not see the code
 		return false, s.fail(codeDeadline, detail{Reason: "the run's time is over"})
 	}
+	return true, 0
+}
+
+// accept takes what came from the source.
+func (i *input) accept(c chunk) {
 	i.err = c.err
-	if i.total += int64(len(c.data)); i.total > i.limit {
-		i.err = errInputLimit
-	}
-	if !i.keep && i.rest() == 0 {
+	i.total += int64(len(c.data))
+	if (!i.keep || i.beyond()) && i.rest() == 0 {
 		i.buf, i.pos = c.data, 0
 	} else {
 		i.buf = append(i.buf, c.data...)
 	}
-	return true, 0
 }
 
 // ended turns the end of the source into a code: 0 for a proper end.
 func (i *input) ended(s *session) int32 {
 	switch {
+	case i.beyond():
+		return s.fail(codeLimit, detail{Reason: "the input is larger than the run's input limit"})
 	case errors.Is(i.err, io.EOF):
 		return 0
-	case errors.Is(i.err, errInputLimit):
-		return s.fail(codeLimit, detail{Reason: i.err.Error()})
 	}
 	return s.fail(codeUnavailable, detail{Reason: "the input cannot be read"})
 }
@@ -209,12 +210,15 @@ func (i *input) read(s *session, p []byte) int32 {
 	if len(p) == 0 {
 		return 0
 	}
-	for i.rest() == 0 || errors.Is(i.err, errInputLimit) {
+	for i.rest() == 0 && !i.beyond() {
 		if more, code := i.fill(s); code != 0 {
 			return code
 		} else if !more {
 			return i.ended(s)
 		}
+	}
+	if i.beyond() {
+		return i.ended(s)
 	}
 	return int32(i.take(p))
 }
@@ -234,7 +238,7 @@ func (i *input) size(s *session) int64 {
 
 // slurp reads to the end and returns the total size or a code.
 func (i *input) slurp(s *session) int32 {
-	for i.err == nil {
+	for i.err == nil && !i.beyond() {
 		// Everything must stay: what was not read yet is still to be.
 		keep := i.keep
 		i.keep = true

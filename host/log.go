@@ -201,10 +201,15 @@ func (l *logger) write(line logLine) {
 		}
 		fmt.Fprintf(&b, "%-5s %s: %s\n", line.Level, escape(who), escape(line.Message))
 	}
+	l.raw(b.Bytes())
+}
+
+// raw writes bytes as they are.
+func (l *logger) raw(p []byte) {
 	l.shared.mu.Lock()
 	defer l.shared.mu.Unlock()
 	// When stderr is gone there is nobody left to tell.
-	_, _ = l.w.Write(b.Bytes())
+	_, _ = l.w.Write(p)
 }
 
 // capped cuts a line that is too long and says so.

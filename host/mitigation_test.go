@@ -204,7 +204,7 @@ func TestTheBindingHasNoneOfTheEnginesOtherParts(t *testing.T) {
 		t.Fatalf("only %d functions found", len(declared))
 	}
 	for _, name := range declared {
-		for _, part := range []string{"async", "pooling", "component", "cache_config", "profiler", "sharedmemory", "anyref", "eqref", "structref", "arrayref", "wat2wasm"} {
+		for _, part := range []string{"async", "pooling", "component", "cache_config", "profiler", "sharedmemory", "anyref", "eqref", "structref", "arrayref", "wat2wasm", "wasi"} {
 			if strings.Contains(name, part) && name != "wasmtime_config_wasm_component_model_set(" {
 				t.Errorf("%s) is declared", name)
 			}

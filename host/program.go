@@ -88,7 +88,7 @@ type Program struct {
 	// own are what the program opened itself.
 	own []io.Closer
 
-	// funcs serve the imports that the engine does not, by number.
+	// funcs serve the imports, by number.
 	funcs   []hostFunc
 	globals []string
 	// command says that the entry is _start, hasAlloc that the module exports
@@ -114,11 +114,6 @@ func load(doc *hostdoc.Document, o Options, log *logger, reused bool) (_ *Progra
 	if err != nil {
 		return nil, err
 	}
-	threads := limits.EngineThreads
-	if doc.Serve != nil {
-		threads += doc.Serve.Concurrent
-	}
-	eng.LimitThreads(threads)
 	p := &Program{doc: doc, o: o, log: log, reused: reused}
 	defer func() {
 		if err != nil {
@@ -156,6 +151,12 @@ func (p *Program) serve() (err error) {
 	}
 	if p.dirs, err = openDirs(p.doc.Preopens); err != nil {
 		return err
+	}
+	if p.wasi {
+		c := p.wasiConfig(request{}, p.dirs)
+		if err := c.Check(); err != nil {
+			return err
+		}
 	}
 	p.fresh = slices.ContainsFunc(p.doc.Preopens, func(d hostdoc.Preopen) bool { return d.Fresh })
 	if p.given, err = givenMedia(p.doc); err != nil {
@@ -258,17 +259,13 @@ func (p *Program) link() error {
 			unknown = append(unknown, im.Module+"."+im.Name)
 			continue
 		}
-		serve, wasi := p.resolve(im)
-		switch {
-		case wasi:
-			served[i].Number = engine.UseWASI
-			p.wasi = true
-		case serve == nil:
+		serve := p.resolve(im)
+		if serve == nil {
 			unknown = append(unknown, im.Module+"."+im.Name)
-		default:
-			served[i] = engine.Served{Number: len(p.funcs), Kind: kindOf(im)}
-			p.funcs = append(p.funcs, hostFunc{im.Module, im.Name, len(im.Params), len(im.Results), serve})
+			continue
 		}
+		served[i] = engine.Served{Number: len(p.funcs), Kind: kinds[[2]string{im.Module, im.Name}]}
+		p.funcs = append(p.funcs, hostFunc{im.Module, im.Name, len(im.Params), len(im.Results), serve})
 	}
 	if len(unknown) > 0 {
 		return fault.New(fault.ModuleInvalid, p.doc.Agent.ID, "imports what this host does not provide: %s", strings.Join(unknown, ", "))
@@ -281,15 +278,16 @@ func (p *Program) link() error {
 	return nil
 }
 
-// kindOf says which functions are served without Go where that is possible.
-func kindOf(im engine.Import) engine.Kind {
-	switch {
-	case im.Module == module.ModuleMentat && im.Name == "abi_version":
-		return engine.ServesVersion
-	case im.Module == module.ModuleMentat && im.Name == "read":
-		return engine.ServesRead
-	}
-	return engine.ServesOther
+// kinds are of the functions that are served without Go where that is possible.
+var kinds = map[[2]string]engine.Kind{
+	{module.ModuleMentat, "abi_version"}: engine.ServesVersion,
+	{module.ModuleMentat, "read"}:        engine.ServesRead,
+	{module.ModuleWASI, "fd_read"}:       engine.ServesFDRead,
+	{module.ModuleWASI, "fd_write"}:      engine.ServesFDWrite,
+	{module.ModuleWASI, "fd_pread"}:      engine.ServesFDPread,
+	{module.ModuleWASI, "fd_pwrite"}:     engine.ServesFDPwrite,
+	{module.ModuleWASI, "fd_seek"}:       engine.ServesFDSeek,
+	{module.ModuleWASI, "fd_tell"}:       engine.ServesFDTell,
 }
 
 func valTypes(b []byte) []module.ValType {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mentatlab/mentat/host/backend"
 	"github.com/mentatlab/mentat/host/output"
+	"github.com/mentatlab/mentat/host/wasi"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -187,6 +188,9 @@ func TestWaitingForClocksInAProcessThatGoesOn(t *testing.T) {
 	event := func(i, errno, tag int) string {
 		b := make([]byte, 32)
 		b[0], b[1], b[8], b[10] = byte((1000+i)&0xff), byte((1000+i)>>8), byte(errno), byte(tag)
+		if tag != 0 {
+			b[16] = 1 // a byte at least
+		}
 		return string(b)
 	}
 	for name, c := range map[string]struct {
@@ -195,7 +199,7 @@ func TestWaitingForClocksInAProcessThatGoesOn(t *testing.T) {
 		events           string
 		atLeast          time.Duration
 	}{
-		"none":             {"", "0", errnoInvalid, "", 0},
+		"none":             {"", "0", int(wasi.Inval), "", 0},
 		"relative":         {subscribe(0, 0, 1, "(i64.const "+ms20+")", 0), "1", 101, event(0, 0, 0), 20 * time.Millisecond},
 		"realtime":         {subscribe(0, 0, 0, "(i64.const "+ms20+")", 0), "1", 101, event(0, 0, 0), 20 * time.Millisecond},
 		"absolute":         {subscribe(0, 0, 1, later(1, ms20), 1), "1", 101, event(0, 0, 0), 20 * time.Millisecond},
@@ -204,19 +208,19 @@ func TestWaitingForClocksInAProcessThatGoesOn(t *testing.T) {
 		"the first of two": {subscribe(0, 0, 1, "(i64.const "+hour+")", 0) + subscribe(1, 0, 1, "(i64.const "+ms20+")", 0), "2", 101, event(1, 0, 0), 20 * time.Millisecond},
 		"the first, later": {subscribe(0, 0, 1, later(1, ms20), 1) + subscribe(1, 0, 1, later(1, hour), 1), "2", 101, event(0, 0, 0), 20 * time.Millisecond},
 		"two at once":      {subscribe(0, 0, 1, "(i64.const "+ms20+")", 0) + subscribe(1, 0, 0, "(i64.const "+ms20+")", 0), "2", 102, event(0, 0, 0) + event(1, 0, 0), 20 * time.Millisecond},
-		"another clock":    {subscribe(0, 0, 2, "(i64.const "+hour+")", 0), "1", 101, event(0, errnoNotSup, 0), 0},
+		"another clock":    {subscribe(0, 0, 2, "(i64.const "+hour+")", 0), "1", 101, event(0, int(wasi.NotSup), 0), 0},
 		"a file":           {subscribe(0, 0, 1, "(i64.const "+hour+")", 0) + subscribe(1, 1, 0, "(i64.const 0)", 0) + subscribe(2, 2, 1, "(i64.const 0)", 0), "3", 102, event(1, 0, 1) + event(2, 0, 2), 0},
-		"another kind":     {subscribe(0, 9, 1, "(i64.const 0)", 0), "1", errnoInvalid, "", 0},
-		"too many":         {"", "4097", errnoNoMemory, "", 0},
-		"out of range":     {"", "2000", errnoFault, "", 0},
-		"far out of range": {"", "-1", errnoNoMemory, "", 0},
+		"another kind":     {subscribe(0, 9, 1, "(i64.const 0)", 0), "1", int(wasi.Inval), "", 0},
+		"too many":         {"", "4097", int(wasi.NoMem), "", 0},
+		"out of range":     {"", "2000", fault.ExitTrap, "", 0},
+		"far out of range": {"", "-1", int(wasi.NoMem), "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := load1(t, document(t, pollGuest(c.subscriptions, c.n)), Options{})
 			var got bytes.Buffer
 			began := time.Now()
 			exit, err := p.Run(t.Context(), IO{Sink: output.NewRaw(&got)})
-			if exit.Status != c.status || err != nil || got.String() != c.events {
+			if exit.Status != c.status || (err != nil) != (c.status == fault.ExitTrap) || got.String() != c.events {
 				t.Errorf("%+v, %v, events %q, want %q", exit, err, got.String(), c.events)
 			}
 			if waited := time.Since(began); waited < c.atLeast {
@@ -255,24 +259,27 @@ func measure1(t testing.TB) resources {
 	return resources{runtime.NumGoroutine(), len(fds), bytes.Count(maps, []byte("\n")), rss << 10}
 }
 
-// leavesNothing runs f and waits until the process holds no more than before.
+// leavesNothing runs f and waits until the process holds no more than before. How
+// much memory the Go runtime and the C library keep depends on how many runs came
+// to overlap. So f is run again where there is more; what is left behind is there
+// every time.
 func leavesNothing(t *testing.T, f func()) {
 	t.Helper()
-	before := measure1(t)
-	f()
-	// The Go runtime and the C library keep what they like, but not something for
-	// every run.
-	allowed := resources{before.goroutines, before.descriptors, before.mappings + 200, before.memory + 32*limits.MiB}
-	var now resources
-	defer func() {
-		if t.Failed() {
-			t.Logf("before %+v, now %+v", before, now)
+	const rounds = 5
+	for round := range rounds {
+		before := measure1(t)
+		f()
+		var now resources
+		eventually(t, "the process holds no more goroutines and descriptors than before", func() bool {
+			now = measure1(t)
+			return now.goroutines <= before.goroutines && now.descriptors <= before.descriptors
+		})
+		if now.mappings <= before.mappings+200 && now.memory <= before.memory+32*limits.MiB {
+			return
 		}
-	}()
-	eventually(t, "the process holds no more than before", func() bool {
-		now = measure1(t)
-		return now.goroutines <= allowed.goroutines && now.descriptors <= allowed.descriptors && now.mappings <= allowed.mappings && now.memory <= allowed.memory
-	})
+		t.Logf("round %d: before %+v, now %+v", round, before, now)
+	}
+	t.Errorf("the process holds more than before after each of %d rounds", rounds)
 }
 
 // worker is a guest that ends as its input says, in the midst of all it can have

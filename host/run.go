@@ -11,6 +11,7 @@ import (
 	"github.com/mentatlab/mentat/host/internal/engine"
 	"github.com/mentatlab/mentat/host/media"
 	"github.com/mentatlab/mentat/host/output"
+	"github.com/mentatlab/mentat/host/wasi"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -25,8 +26,8 @@ type request struct {
 	media []media.Ref
 	// last, if not nil, takes the exit after everything else.
 	last func(hostdoc.Exit) error
-	// inheritOut and inheritErr give the guest the process's own streams.
-	inheritOut, inheritErr bool
+	// terminals says which of the guest's standard streams are terminals.
+	terminals [3]bool
 	// freed, if not nil, is called when the run holds nothing any more.
 	freed func()
 	began time.Time
@@ -86,23 +87,16 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 			s.log.log(levelError, fromHost, err.Error())
 		}
 	})
-	if p.wasi {
-		wasi, done, err := p.wasiConfig(r, own.dirs, s.over)
-		if err != nil {
-			s.endWaits()
-			free()
-			return nil, true, err
-		}
-		config.WASI = wasi
-		release = append(release, done)
-	}
 	run, err := p.ready.NewRun(config)
 	if err != nil {
 		s.endWaits()
 		free()
 		return nil, true, fault.Wrap(err, fault.Internal, p.doc.Agent.ID, "cannot prepare the run")
 	}
-	s.run, s.clockStart = run, time.Now()
+	s.run = run
+	if p.wasi {
+		s.wasi = wasi.New(p.wasiConfig(r, own.dirs), surroundings{s}, run)
+	}
 	release = append(release, run.Close, s.settle)
 	p.runs.Add(1)
 	finish := func() {
@@ -134,8 +128,8 @@ func (p *Program) start(ctx context.Context, s *session, r request) (_ *end, bac
 
 // direct says that nothing the guest does can hold it up beyond its end: it then
 // runs on its caller's goroutine, for changing threads costs as much as a small
-// run does. A run of a process of its own may block in its streams, and any
-// blocks in a directory that holds pipes.
+// run does. A run of a process of its own may block in its streams, and any in a
+// directory whose file system does not answer.
 func (p *Program) direct() bool { return p.reused && (!p.wasi || len(p.dirs) == 0) }
 
 // watch ends the run at its deadline or, after it was asked to end, when its

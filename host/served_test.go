@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/mentatlab/mentat/host/output"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/hostdoc"
@@ -73,38 +71,33 @@ func TestARunIsFreedBeforeItReturns(t *testing.T) {
 	}
 }
 
-// stuck is a WASI command that opens a pipe, which takes until somebody writes.
+// stuck is a WASI command whose output nobody takes.
 const stuck = `(module
-  (import "wasi_snapshot_preview1" "path_open" (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1 1)
-  (data (i32.const 100) "pipe")
+  (data (i32.const 0) "\64\00\00\00\04\00\00\00")
   (func (export "_start")
-    (drop (call $path_open (i32.const 3) (i32.const 0) (i32.const 100) (i32.const 4) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 0)))))`
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))`
 
 func TestAGuestThatIsLeftBehindIsFreedWhenItComesBack(t *testing.T) {
-	dir := t.TempDir()
-	pipe := filepath.Join(dir, "pipe")
-	if err := unix.Mkfifo(pipe, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	doc := document(t, stuck)
 	doc.Entry, doc.Limits.DeadlineMillis = hostdoc.EntryCommand, 100
-	doc.Preopens = []hostdoc.Preopen{{Host: dir, Guest: "/data"}}
+	doc.Preopens = []hostdoc.Preopen{{Host: t.TempDir(), Guest: "/data"}}
 	p := load1(t, doc, Options{})
 	before := MemoryInUse()
-	freed := make(chan int64, 2)
-	exit, _ := p.Run(t.Context(), IO{Sink: output.NewRaw(discard{}), Freed: func() { freed <- MemoryInUse() }})
+	freed, release := make(chan int64, 2), make(chan struct{})
+	sink := output.NewRaw(tellingWriter(func(data []byte) (int, error) {
+		<-release
+		return len(data), nil
+	}))
+	exit, _ := p.Run(t.Context(), IO{Sink: sink, Freed: func() { freed <- MemoryInUse() }})
 	if exit.Reason != string(fault.Deadline) {
 		t.Errorf("%+v", exit)
 	}
 	if len(freed) > 0 {
 		t.Error("it counts as freed while it waits")
 	}
-	w, err := os.OpenFile(pipe, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
+	close(release)
 	select {
 	case got := <-freed:
 		if got != before {

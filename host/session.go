@@ -17,6 +17,7 @@ import (
 	"github.com/mentatlab/mentat/host/internal/engine"
 	"github.com/mentatlab/mentat/host/media"
 	"github.com/mentatlab/mentat/host/output"
+	"github.com/mentatlab/mentat/host/wasi"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest"
@@ -105,6 +106,10 @@ type session struct {
 	stderr []byte
 
 	run *engine.Run
+	// wasi is nil for a guest without.
+	wasi *wasi.Guest
+	// terminals says which of the standard streams are terminals.
+	terminals [3]bool
 	// ctx is what the run's work for the guest ends with.
 	ctx    context.Context //nolint:containedctx // the session is the run
 	cancel context.CancelFunc
@@ -137,8 +142,6 @@ type session struct {
 	// had at its end.
 	in     *input
 	memory int64
-	// clockStart is when WASI's monotonic clock began.
-	clockStart time.Time
 	// inAlloc says that mentat_alloc runs.
 	inAlloc bool
 	// inner is what ended the guest code that a host function called.
@@ -162,7 +165,7 @@ type session struct {
 }
 
 func newSession(ctx context.Context, p *Program, r request, log *logger) *session {
-	r.in.limitTo(p.doc.Limits.InputBytes)
+	r.in.limit = p.doc.Limits.InputBytes
 	r.in.keep = p.hasAlloc
 	s := &session{
 		p:        p,
@@ -178,6 +181,7 @@ func newSession(ctx context.Context, p *Program, r request, log *logger) *sessio
 		served:   map[string]backend.Backend{},
 		readable: map[media.Ref]struct{}{},
 	}
+	s.terminals = r.terminals
 	// A cancelled run is asked to end first; what it asked for goes on until then.
 	s.ctx, s.cancel = context.WithCancel(backend.WithCounter(context.WithoutCancel(ctx), func(used manifest.Capability, rules []string) {
 		s.counted(used.String(), "use", rules)
@@ -236,6 +240,9 @@ func (s *session) settle() {
 		s.handles[h].close(s)
 	}
 	clear(s.handles)
+	if s.wasi != nil {
+		s.wasi.Close()
+	}
 	s.awaitWork()
 	for _, b := range s.served {
 		b.Done(s.id)
@@ -323,22 +330,6 @@ func (s *session) Call(number int, values []engine.Value, memory []byte) bool {
 	return c.f.serve(c) && !s.isOver.Load()
 }
 
-// Write takes WASI's output.
-func (s *session) Write(fd int, data []byte) int {
-	if s.gone.Load() {
-		return -errnoIO
-	}
-	if fd == 2 {
-		s.mutter(data)
-		return len(data)
-	}
-	if err := s.out.write(data); err != nil {
-		s.stop(outputEnd(err))
-		return -errnoIO
-	}
-	return len(data)
-}
-
 // say logs a line of the guest's, or leaves it to a sink that has a place for it.
 func (s *session) say(level int, text string) {
 	if !s.log.admits(len(text)) {
@@ -377,9 +368,6 @@ func (s *session) endLine() {
 	s.say(levelInfo, strings.TrimSuffix(string(s.stderr), "\r"))
 	s.stderr = s.stderr[:0]
 }
-
-// errnoIO is EIO, which WASI passes on.
-const errnoIO = 5
 
 // outputEnd says how a run ends whose output cannot be written. A shortened
 // output must not look like a whole one.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -513,8 +514,16 @@ func TestHooksOfTheSpecificationRun(t *testing.T) {
 }
 
 // through runs an image to its end as a Go client does and returns its output.
-// Under the runc shim the runtime is found on PATH, as nerdctl names it.
-func (w *world) through(ctx context.Context, client *containerd.Client, ref, runtime string, change ocispecs.SpecOpts) string {
+func (w *world) through(ctx context.Context, client *containerd.Client, ref, runtime string, change ...ocispecs.SpecOpts) string {
+	w.t.Helper()
+	var stdout bytes.Buffer
+	w.into(ctx, &stdout, client, ref, runtime, change...)
+	return stdout.String()
+}
+
+// into is [world.through] with a writer for the output. Under the runc shim the
+// runtime is found on PATH, as nerdctl names it.
+func (w *world) into(ctx context.Context, stdout io.Writer, client *containerd.Client, ref, runtime string, change ...ocispecs.SpecOpts) {
 	w.t.Helper()
 	image, err := client.GetImage(ctx, ref)
 	if err != nil {
@@ -527,7 +536,7 @@ func (w *world) through(ctx context.Context, client *containerd.Client, ref, run
 	id := w.id()
 	c, err := client.NewContainer(ctx, id, containerd.WithImage(image), containerd.WithNewSnapshot(id, image),
 		containerd.WithRuntime(runtime, options),
-		containerd.WithNewSpec(ocispecs.WithDefaultSpecForPlatform("linux/amd64"), ocispecs.WithImageConfig(image), ocispecs.WithCgroup("/"+w.Namespace+"/"+id), change))
+		containerd.WithNewSpec(append([]ocispecs.SpecOpts{ocispecs.WithDefaultSpecForPlatform("linux/amd64"), ocispecs.WithImageConfig(image), ocispecs.WithCgroup("/" + w.Namespace + "/" + id)}, change...)...))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -536,8 +545,8 @@ func (w *world) through(ctx context.Context, client *containerd.Client, ref, run
 			w.t.Error(err)
 		}
 	}()
-	var stdout, stderr bytes.Buffer
-	task, err := c.NewTask(ctx, cio.NewCreator(cio.WithStreams(strings.NewReader(""), &stdout, &stderr), cio.WithFIFODir(w.t.TempDir())))
+	var stderr bytes.Buffer
+	task, err := c.NewTask(ctx, cio.NewCreator(cio.WithStreams(strings.NewReader(""), stdout, &stderr), cio.WithFIFODir(w.t.TempDir())))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -553,13 +562,14 @@ func (w *world) through(ctx context.Context, client *containerd.Client, ref, run
 		if s.ExitCode() != 0 {
 			w.t.Errorf("status %d, stderr %q", s.ExitCode(), stderr.String())
 		}
-	case <-time.After(30 * time.Second):
+		// The client's Delete closes its ends at once, whatever they still hold.
+		task.IO().Wait()
+	case <-time.After(time.Minute):
 		w.t.Error("the task does not end")
 	}
 	if _, err := task.Delete(ctx, containerd.WithProcessKill); err != nil {
 		w.t.Error(err)
 	}
-	return stdout.String()
 }
 
 func TestNerdctlPullsAndRunsAgents(t *testing.T) {

@@ -25,6 +25,7 @@ import (
 	"github.com/mentatlab/mentat/internal/version"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 // Options are what the service is made from.
@@ -212,7 +213,7 @@ func (s *service) refresh(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, refreshTime)
 	defer cancel()
-	v, err := verifier.Open(s.Config.Verify, s.Clock)
+	v, err := verifier.Open(s.Config.Verify, s.Clock, timestamp.Reader{})
 	if err == nil {
 		err = fetch.Refresh(ctx, v, s.Config.Verify, nil, false)
 	}

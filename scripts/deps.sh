@@ -36,6 +36,10 @@ fi
 # The conformance suite's guest in C is built for WebAssembly.
 command -v clang >/dev/null || need clang
 command -v wasm-ld >/dev/null || need lld
+# A token in software, for keys behind PKCS #11.
+command -v softhsm2-util >/dev/null || need softhsm2
+# Tests ask its time stamp authority and its OCSP responder.
+command -v openssl >/dev/null || need openssl
 # The go command fetches modules over TLS.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
 if [ "${1:-}" = bench ]; then

@@ -24,5 +24,5 @@ case $out in
 esac
 
 [ $# -gt 0 ] || set -- ./...
-"$bin" run "$@"
+"$bin" run --allow-parallel-runners "$@"
 echo "golangci-lint: no findings in $*"

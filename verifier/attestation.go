@@ -47,8 +47,8 @@ type Block struct {
 	Subject          Subject  `json:"subject"`
 	// NotAfter ends the attestation before its certificate does.
 	NotAfter string `json:"not_after,omitempty"`
-	// TimestampToken is reserved for RFC 3161. It is not part of what is signed,
-	// and a block that carries one is refused until tokens are evaluated.
+	// TimestampToken is an RFC 3161 token over the signature, base64 without line
+	// breaks. It cannot be part of what is signed.
 	TimestampToken string `json:"timestamp_token,omitempty"`
 }
 
@@ -81,6 +81,7 @@ type Attestation struct {
 	Chain []*x509.Certificate
 
 	signature []byte
+	token     []byte // nil when the block has none
 	timestamp time.Time
 	notAfter  time.Time // zero when the block has none
 }
@@ -218,7 +219,12 @@ func (a *Attestation) decode() error {
 		}
 	}
 	if a.TimestampToken != "" {
-		return malformed("timestamp_token: this program does not evaluate time stamps")
+		if a.token, err = decodeBase64(a.TimestampToken); err != nil {
+			return malformed("timestamp_token: %v", err)
+		}
+		if len(a.token) > limits.TimeStampBytes {
+			return malformed("timestamp_token is over %d bytes", limits.TimeStampBytes)
+		}
 	}
 	if a.Subject.ID == "" || a.Subject.Version == "" {
 		return malformed("subject needs id and version")

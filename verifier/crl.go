@@ -7,11 +7,10 @@ import (
 	"encoding/asn1"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -25,9 +24,11 @@ import (
 // CRLIndex is a revocation list made ready for looking up: the serial numbers
 // sorted, the signature already checked. It is immutable.
 type CRLIndex struct {
-	head    crlHead
-	number  *big.Int
-	entries []byte // crlEntryBytes each, sorted by serial
+	head   crlHead
+	number *big.Int
+	blocks []crlBlock
+	// entries are crlEntryBytes each, sorted by serial number, in blocks.
+	entries io.ReaderAt
 }
 
 // crlHead is the readable head of an index file.
@@ -43,6 +44,9 @@ type crlHead struct {
 	// Points limits the list to certificates with one of these distribution
 	// points; empty means all that the issuer issued.
 	Points []string `json:"points,omitempty"`
+	// ExpiredSince is from when on the list keeps certificates that expired; zero
+	// when it does not say so.
+	ExpiredSince time.Time `json:"expired_since,omitzero"`
 	// Digest is the SHA-256 of the list it was compiled from.
 	Digest string    `json:"digest"`
 	Count  int       `json:"count"`
@@ -64,13 +68,22 @@ type revocation struct {
 	at time.Time
 	// reason is RFC 5280's reason code; 0 when the list gives none.
 	reason int
+	// invalid is from when on the key counts as lost; zero when the list does not
+	// say, and then everything that it signed is.
+	invalid time.Time
+}
+
+// after tells whether the certificate became invalid only after the stamp.
+func (r revocation) after(stamp *TimeStamp) bool {
+	return stamp != nil && !r.invalid.IsZero() && stamp.latest().Before(r.invalid)
 }
 
 const (
-	crlMagic        = "MENTATCRL1\n"
-	crlIndexVersion = 1
-	crlEntryBytes   = maxSerialBytes + 8 + 1
-	maxHeadBytes    = 64 * limits.KiB
+	// An entry is serial number, time of revocation, reason, invalidity date.
+	crlReasonAt   = maxSerialBytes + 8
+	crlInvalidAt  = crlReasonAt + 1
+	crlEntryBytes = crlInvalidAt + 8
+	maxHeadBytes  = 64 * limits.KiB
 	// maxCRLEntries follows from the size limit: no entry takes fewer bytes.
 	maxCRLEntries = limits.CRLBytes / 20
 	// clockSkew is how far ahead of this node's clock an issuer's may be.
@@ -80,7 +93,16 @@ const (
 var (
 	oidDeltaCRL     = asn1.ObjectIdentifier{2, 5, 29, 27}
 	oidIssuingPoint = asn1.ObjectIdentifier{2, 5, 29, 28}
+	oidInvalidity   = asn1.ObjectIdentifier{2, 5, 29, 24}
+	oidExpiredSince = asn1.ObjectIdentifier{2, 5, 29, 60}
 )
+
+// revocationAlgorithms are those that lists and OCSP answers may be signed with.
+var revocationAlgorithms = []x509.SignatureAlgorithm{
+	x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
+	x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
+	x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
+}
 
 // CompileCRL checks a revocation list (DER or PEM) against its issuer's
 // certificate and makes an index of it. now guards against lists from the
@@ -108,11 +130,7 @@ func CompileCRL(data []byte, issuer *x509.Certificate, origin CRLOrigin, now tim
 	if !bytes.Equal(list.RawIssuer, issuer.RawSubject) {
 		return nil, badCRL(issuer, "was issued by %q", list.Issuer)
 	}
-	switch list.SignatureAlgorithm {
-	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
-		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
-		x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512:
-	default:
+	if !slices.Contains(revocationAlgorithms, list.SignatureAlgorithm) {
 		return nil, badCRL(issuer, "is signed with %s, which is not allowed", list.SignatureAlgorithm)
 	}
 	if err := checkKey(issuer); err != nil {
@@ -150,6 +168,10 @@ func CompileCRL(data []byte, issuer *x509.Certificate, origin CRLOrigin, now tim
 			if ix.head.Points, err = issuingPoints(ext.Value); err != nil {
 				return nil, badCRL(issuer, "covers only a part of what was issued: %v", err)
 			}
+		case ext.Id.Equal(oidExpiredSince):
+			if ix.head.ExpiredSince, err = generalizedTime(ext.Value); err != nil {
+				return nil, badCRL(issuer, "does not say clearly which expired certificates it lists: %v", err)
+			}
 		case ext.Critical:
 			return nil, badCRL(issuer, "has the unknown critical extension %s", ext.Id)
 		}
@@ -165,14 +187,23 @@ func badCRL(issuer *x509.Certificate, format string, args ...any) *fault.Error {
 }
 
 // fill sorts the entries in. A serial that is listed twice keeps its earliest
-// entry.
+// entry, with the earlier invalidity date: none is earliest.
 func (ix *CRLIndex) fill(list []x509.RevocationListEntry, issuer *x509.Certificate) error {
 	rows := make([][crlEntryBytes]byte, 0, len(list))
 	for _, e := range list {
 		if e.SerialNumber == nil || e.SerialNumber.Sign() <= 0 || len(e.SerialNumber.Bytes()) > maxSerialBytes {
 			return badCRL(issuer, "lists a serial number that is not positive or is over %d bytes", maxSerialBytes)
 		}
+		var invalid uint64
 		for _, ext := range e.Extensions {
+			if ext.Id.Equal(oidInvalidity) {
+				at, err := generalizedTime(ext.Value)
+				if err != nil || at.Unix() <= 0 {
+					return badCRL(issuer, "has an entry with an impossible invalidity date")
+				}
+				invalid = uint64(at.Unix())
+				continue
+			}
 			// Among them certificateIssuer: an indirect list speaks for others.
 			if ext.Critical {
 				return badCRL(issuer, "has an entry with the unknown critical extension %s", ext.Id)
@@ -184,19 +215,34 @@ func (ix *CRLIndex) fill(list []x509.RevocationListEntry, issuer *x509.Certifica
 		var row [crlEntryBytes]byte
 		e.SerialNumber.FillBytes(row[:maxSerialBytes])
 		binary.BigEndian.PutUint64(row[maxSerialBytes:], uint64(e.RevocationTime.Unix()))
-		row[crlEntryBytes-1] = byte(e.ReasonCode)
+		row[crlReasonAt] = byte(e.ReasonCode)
+		binary.BigEndian.PutUint64(row[crlInvalidAt:], invalid)
 		rows = append(rows, row)
 	}
 	slices.SortFunc(rows, func(a, b [crlEntryBytes]byte) int { return bytes.Compare(a[:], b[:]) })
-	rows = slices.CompactFunc(rows, func(a, b [crlEntryBytes]byte) bool {
-		return bytes.Equal(a[:maxSerialBytes], b[:maxSerialBytes])
-	})
-	ix.entries = make([]byte, 0, len(rows)*crlEntryBytes)
-	for _, row := range rows {
-		ix.entries = append(ix.entries, row[:]...)
+	entries := make([]byte, 0, len(rows)*crlEntryBytes)
+	for i := range rows {
+		row := rows[i][:]
+		if i > 0 && bytes.Equal(row[:maxSerialBytes], rows[i-1][:maxSerialBytes]) {
+			kept := entries[len(entries)-crlEntryBytes:]
+			if bytes.Compare(row[crlInvalidAt:], kept[crlInvalidAt:]) < 0 {
+				copy(kept[crlInvalidAt:], row[crlInvalidAt:])
+			}
+			continue
+		}
+		entries = append(entries, row...)
 	}
-	ix.head.Count = len(rows)
+	ix.hold(entries)
 	return nil
+}
+
+func generalizedTime(value []byte) (time.Time, error) {
+	var t time.Time
+	rest, err := asn1.UnmarshalWithParams(value, &t, "generalized")
+	if err == nil && len(rest) > 0 {
+		err = fault.New(fault.RevocationUnknown, "", "bytes follow the time")
+	}
+	return t.UTC(), err
 }
 
 // issuingPoints accepts an issuing distribution point that has nothing but full
@@ -221,27 +267,8 @@ func issuingPoints(value []byte) ([]string, error) {
 	return uris, nil
 }
 
-// lookup finds a serial number.
-func (ix *CRLIndex) lookup(serial *big.Int) (revocation, bool) {
-	if serial.Sign() <= 0 || len(serial.Bytes()) > maxSerialBytes {
-		return revocation{}, false
-	}
-	var want [maxSerialBytes]byte
-	serial.FillBytes(want[:])
-	n := ix.head.Count
-	i := sort.Search(n, func(i int) bool { return bytes.Compare(ix.row(i)[:maxSerialBytes], want[:]) >= 0 })
-	if i == n || !bytes.Equal(ix.row(i)[:maxSerialBytes], want[:]) {
-		return revocation{}, false
-	}
-	row := ix.row(i)
-	return revocation{
-		at:     time.Unix(int64(binary.BigEndian.Uint64(row[maxSerialBytes:])&(1<<62-1)), 0).UTC(),
-		reason: int(row[crlEntryBytes-1]),
-	}, true
-}
-
-func (ix *CRLIndex) row(i int) []byte {
-	return ix.entries[i*crlEntryBytes : (i+1)*crlEntryBytes]
+func entryTime(b []byte) time.Time {
+	return time.Unix(int64(binary.BigEndian.Uint64(b)&(1<<62-1)), 0).UTC()
 }
 
 // Number is the list's number: a list with a lower one is older.
@@ -279,66 +306,10 @@ func (ix *CRLIndex) covers(c *x509.Certificate) bool {
 	})
 }
 
-// encode gives the file form: magic, length and text of the head, the entries,
-// and the SHA-256 of all that.
-func (ix *CRLIndex) encode() ([]byte, error) {
-	head, err := json.Marshal(ix.head)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, "revocation index", "cannot encode")
-	}
-	if len(head) > maxHeadBytes {
-		return nil, fault.New(fault.RevocationUnknown, "revocation index", "its head is over %d bytes", maxHeadBytes)
-	}
-	var b bytes.Buffer
-	b.Grow(len(crlMagic) + 4 + len(head) + len(ix.entries) + sha256.Size)
-	b.WriteString(crlMagic)
-	b.Write(binary.BigEndian.AppendUint32(nil, uint32(len(head))))
-	b.Write(head)
-	b.Write(ix.entries)
-	sum := sha256.Sum256(b.Bytes())
-	b.Write(sum[:])
-	return b.Bytes(), nil
-}
-
-// decodeIndex is the inverse of encode and accepts nothing else.
-func decodeIndex(data []byte) (*CRLIndex, error) {
-	bad := func(format string, args ...any) (*CRLIndex, error) {
-		return nil, fault.New(fault.RevocationUnknown, "revocation index", format, args...)
-	}
-	if len(data) < len(crlMagic)+4+sha256.Size || string(data[:len(crlMagic)]) != crlMagic {
-		return bad("is not one, or of another version")
-	}
-	body, sum := data[:len(data)-sha256.Size], data[len(data)-sha256.Size:]
-	if want := sha256.Sum256(body); !bytes.Equal(want[:], sum) {
-		return bad("is damaged")
-	}
-	rest := body[len(crlMagic):]
-	n := binary.BigEndian.Uint32(rest)
-	rest = rest[4:]
-	if n > maxHeadBytes || int(n) > len(rest) {
-		return bad("is damaged: its head is cut off")
-	}
-	ix := &CRLIndex{entries: rest[n:]}
-	dec := json.NewDecoder(bytes.NewReader(rest[:n]))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&ix.head); err != nil {
-		return bad("its head is malformed: %v", err)
-	}
-	number, ok := new(big.Int).SetString(ix.head.Number, 10)
-	if !ok || number.Sign() < 0 || ix.head.Version != crlIndexVersion || ix.head.Count < 0 ||
-		ix.head.Count > maxCRLEntries || ix.head.Count*crlEntryBytes != len(ix.entries) {
-		return bad("its head contradicts itself")
-	}
-	ix.number = number
-	for i := 1; i < ix.head.Count; i++ {
-		if bytes.Compare(ix.row(i - 1)[:maxSerialBytes], ix.row(i)[:maxSerialBytes]) >= 0 {
-			return bad("is not sorted")
-		}
-	}
-	if again, err := ix.encode(); err != nil || !bytes.Equal(again, data) {
-		return bad("is not in its one form")
-	}
-	return ix, nil
+// keeps tells whether the list would still have c after it expired. Issuers may
+// drop such entries, and then their absence means nothing.
+func (ix *CRLIndex) keeps(c *x509.Certificate) bool {
+	return !ix.head.ExpiredSince.IsZero() && !ix.head.ExpiredSince.After(c.NotAfter)
 }
 
 // issuerKey names an issuer by name and public key.

@@ -34,6 +34,7 @@ func leniencyOf(l string) lenience { return lenience(max(0, slices.Index(levels,
 const (
 	fromPermissive lenience = 1
 	fromAudit      lenience = 2
+	never          lenience = 3
 )
 
 func (l lenience) String() string { return string(levels[l]) }

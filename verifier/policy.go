@@ -43,6 +43,12 @@ const (
 	bindRemap      = "remap"
 )
 
+// Whether a scope's attestations must be time-stamped.
+const (
+	stampOptional = "optional"
+	stampRequired = "required"
+)
+
 const (
 	policyVersion = 1
 	anyIdentity   = "any"
@@ -72,6 +78,8 @@ type scopeFile struct {
 	Name               string         `yaml:"name"`
 	Match              []string       `yaml:"match"`
 	Stores             []string       `yaml:"stores"`
+	TimestampStores    []string       `yaml:"timestamp_stores"`
+	Timestamp          string         `yaml:"timestamp" allowed:"optional|required"`
 	Identities         []string       `yaml:"identities"`
 	IdentityPatterns   []identityFile `yaml:"identity_patterns"`
 	UnsignedContainers string         `yaml:"unsigned_containers" allowed:"allow|deny"`
@@ -91,8 +99,15 @@ type trustFile struct {
 }
 
 type revocationSet struct {
-	CRLs  []crlFile `yaml:"crls"`
-	Grace string    `yaml:"grace"`
+	CRLs  []crlFile  `yaml:"crls"`
+	OCSP  []ocspFile `yaml:"ocsp"`
+	Grace string     `yaml:"grace"`
+}
+
+type ocspFile struct {
+	Issuer string   `yaml:"issuer"`
+	URL    string   `yaml:"url"`
+	Hosts  []string `yaml:"hosts"`
 }
 
 type crlFile struct {
@@ -111,6 +126,7 @@ type Policy struct {
 	community   identities
 	publishers  identities
 	crls        []CRLSource
+	ocsp        []OCSPSource
 	grace       time.Duration
 	unfetchable string
 	staging     staging
@@ -136,6 +152,8 @@ type scope struct {
 	name               string
 	patterns           []imageref.Pattern
 	stores             []string
+	stampStores        []string // those of time stamp authorities; none counts without
+	stampRequired      bool
 	identities         identities
 	unsignedContainers bool
 	unsignedAgents     bool
@@ -222,6 +240,7 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		}
 		p.scopes = append(p.scopes, compiled)
 	}
+	c.apart(p)
 	for i, s := range f.Exempt {
 		d, err := digest.Parse(s)
 		if err != nil {
@@ -237,6 +256,15 @@ func (c *policyCompiler) compile(f *policyFile) *Policy {
 		}
 		issuers[s.Issuer] = true
 		p.crls = append(p.crls, c.crl(path, s))
+	}
+	responders := map[string]bool{}
+	for i, s := range f.Revocation.OCSP {
+		path := strictyaml.Index("revocation.ocsp", i)
+		if responders[s.Issuer] {
+			c.fail(path, "issuer %q is there twice", s.Issuer)
+		}
+		responders[s.Issuer] = true
+		p.ocsp = append(p.ocsp, c.responder(path, s))
 	}
 	return p
 }
@@ -267,11 +295,11 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 	if len(s.Stores) == 0 {
 		c.fail(key("stores"), "is required: the trust stores that hold for the scope")
 	}
-	for i, name := range s.Stores {
-		if !validStoreName(name) || slices.Contains(out.stores, name) {
-			c.fail(strictyaml.Index(key("stores"), i), "%q is not a directory name, or there twice", name)
-		}
-		out.stores = append(out.stores, name)
+	out.stores = c.stores(key("stores"), s.Stores)
+	out.stampStores = c.stores(key("timestamp_stores"), s.TimestampStores)
+	out.stampRequired = c.choice(key("timestamp"), s.Timestamp, stampOptional) == stampRequired
+	if out.stampRequired && len(out.stampStores) == 0 {
+		c.fail(key("timestamp"), "needs timestamp_stores: the stores with the roots of time stamp authorities")
 	}
 	switch {
 	case len(s.Identities) == 0 && len(s.IdentityPatterns) == 0:
@@ -286,6 +314,34 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 	}
 	out.identities.patterns = c.identityPatterns(key("identity_patterns"), s.IdentityPatterns, out.stores)
 	return out
+}
+
+func (c *policyCompiler) stores(path string, names []string) (out []string) {
+	for i, name := range names {
+		if !validStoreName(name) || slices.Contains(out, name) {
+			c.fail(strictyaml.Index(path, i), "%q is not a directory name, or there twice", name)
+		}
+		out = append(out, name)
+	}
+	return out
+}
+
+// apart holds the stores of signers and of others apart: who vouches for the
+// time shall not be able to sign, nor the other way round.
+func (c *policyCompiler) apart(p *Policy) {
+	signers := map[string]bool{}
+	for _, s := range p.scopes {
+		for _, name := range s.stores {
+			signers[name] = true
+		}
+	}
+	for i, s := range p.scopes {
+		for j, name := range s.stampStores {
+			if signers[name] {
+				c.fail(strictyaml.Index(strictyaml.Key(strictyaml.Index("scopes", i), "timestamp_stores"), j), "the store %q holds roots of signers: time stamp authorities need one of their own", name)
+			}
+		}
+	}
 }
 
 // choice returns the value or its default; without a default it is required.
@@ -332,12 +388,35 @@ func (c *policyCompiler) crl(path string, s crlFile) CRLSource {
 		c.fail(path, "exactly one of file and url is required")
 	}
 	if s.URL != "" {
-		u, err := url.Parse(s.URL)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			c.fail(strictyaml.Key(path, "url"), "%q is not an http or https URL", s.URL)
-		}
+		c.address(strictyaml.Key(path, "url"), s.URL)
 	}
 	return CRLSource{Issuer: s.Issuer, Certificate: c.path(s.Certificate), File: c.path(s.File), URL: s.URL}
+}
+
+func (c *policyCompiler) address(path, text string) {
+	u, err := url.Parse(text)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		c.fail(path, "%q is not an http or https URL", text)
+	}
+}
+
+func (c *policyCompiler) responder(path string, s ocspFile) OCSPSource {
+	if s.Issuer == "" {
+		c.fail(path, "issuer is required")
+	}
+	if (s.URL == "") == (len(s.Hosts) == 0) {
+		c.fail(path, "exactly one of url and hosts is required")
+	}
+	if s.URL != "" {
+		c.address(strictyaml.Key(path, "url"), s.URL)
+	}
+	for i, host := range s.Hosts {
+		// What an URL calls its host: a name, and a port if it says one.
+		if u, err := url.Parse("http://" + host); err != nil || host == "" || u.Host != host || u.User != nil || strings.Contains(host, "*") {
+			c.fail(strictyaml.Index(strictyaml.Key(path, "hosts"), i), "%q is not HOST or HOST:PORT", host)
+		}
+	}
+	return OCSPSource(s)
 }
 
 func (c *policyCompiler) path(p string) string {
@@ -377,7 +456,7 @@ func (p *Policy) CRLs() []CRLSource { return slices.Clone(p.crls) }
 func (p *Policy) stores() []string {
 	var names []string
 	for _, s := range p.scopes {
-		names = append(names, s.stores...)
+		names = append(append(names, s.stores...), s.stampStores...)
 	}
 	for _, r := range p.releases {
 		names = append(names, r.stores...)

@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"crypto/x509"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,6 +18,8 @@ scopes:
   - name: agents
     match: ["127.0.0.1:5000/agents/**", "r.example/one"]
     stores: [agents]
+    timestamp_stores: [time]
+    timestamp: required
     identities: ["email:dev@example.com"]
     unsigned_containers: deny
     unsigned_agents: deny
@@ -28,6 +31,9 @@ revocation:
   crls:
     - {issuer: "CN=R", file: "agent.crl"}
     - {issuer: "CN=A", certificate: "a.pem", url: "http://pki.example/agent.crl"}
+  ocsp:
+    - {issuer: "CN=A", url: "http://ocsp.example"}
+    - {issuer: "CN=B", hosts: ["ocsp.example", "ocsp.example:8080"]}
   grace: 24h
 on_unfetchable: deny
 `
@@ -42,7 +48,7 @@ func TestParsePolicyReadsEveryKey(t *testing.T) {
 	if got := p.CRLs(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("lists %+v", got)
 	}
-	if p.OnUnfetchable() != Deny || p.grace != 24*time.Hour || len(p.stores()) != 1 {
+	if p.OnUnfetchable() != Deny || p.grace != 24*time.Hour || len(p.stores()) != 2 || !p.scopes[0].stampRequired {
 		t.Errorf("%+v", p)
 	}
 	if !p.Exempt("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") || p.Exempt("") {
@@ -82,6 +88,10 @@ func TestParsePolicyRefusesWhatIsNotClear(t *testing.T) {
 		"match twice":                 {replace("r.example/one", "127.0.0.1:5000/agents/**"), "twice"},
 		"match twice with port":       {replace("r.example/one", "r.example/one\", \"r.example:443/one"), "twice"},
 		"stores missing":              {replace("    stores: [agents]\n", ""), "stores"},
+		"stamps by signers":           {replace("timestamp_stores: [time]", "timestamp_stores: [agents]"), "one of their own"},
+		"stamps required of nobody":   {replace("    timestamp_stores: [time]\n", ""), "needs timestamp_stores"},
+		"stamp store outside":         {replace("[time]", `["../time"]`), "timestamp_stores[0]"},
+		"stamps perhaps":              {replace("timestamp: required", "timestamp: always"), "timestamp"},
 		"store outside":               {replace("stores: [agents]", `stores: ["../agents"]`), "stores"},
 		"store twice":                 {replace("stores: [agents]", "stores: [agents, agents]"), "stores"},
 		"identities missing":          {replace("    identities: [\"email:dev@example.com\"]\n", ""), "identities"},
@@ -105,7 +115,15 @@ func TestParsePolicyRefusesWhatIsNotClear(t *testing.T) {
 		"list without source":         {replace(`, file: "agent.crl"`, ""), "file"},
 		"list with two sources":       {replace(`file: "agent.crl"`, `file: "agent.crl", url: "http://x/y"`), "exactly one"},
 		"list by ftp":                 {replace("http://pki", "ftp://pki"), "url"},
-		"issuer twice":                {replace("CN=A", "CN=R"), "twice"},
+		"issuer twice":                {replace(`CN=A", cert`, `CN=R", cert`), "twice"},
+		"responder without issuer":    {replace(`issuer: "CN=B", `, ""), "issuer"},
+		"responder twice":             {replace("CN=B", "CN=A"), "twice"},
+		"responder nowhere":           {replace(`, url: "http://ocsp.example"`, ""), "exactly one"},
+		"responder in two places":     {replace(`url: "http://ocsp.example"`, `url: "http://ocsp.example", hosts: [a]`), "exactly one"},
+		"responder by ftp":            {replace("http://ocsp", "ftp://ocsp"), "url"},
+		"host with a path":            {replace(`"ocsp.example"`, `"ocsp.example/x"`), "hosts[0]"},
+		"host with a user":            {replace(`"ocsp.example"`, `"me@ocsp.example"`), "hosts[0]"},
+		"host with a star":            {replace(`"ocsp.example"`, `"*.example"`), "hosts[0]"},
 		"on_unfetchable unknown":      {replace("on_unfetchable: deny", "on_unfetchable: allow"), "on_unfetchable"},
 		"oversized":                   {fullPolicy + "# " + strings.Repeat("x", limits.PolicyBytes), "bytes"},
 	} {
@@ -185,7 +203,7 @@ func FuzzParsePolicy(f *testing.F) {
 		for _, name := range p.stores() {
 			stores[name] = root
 		}
-		v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, State: state, Clock: testpki.Clock})
+		v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, Stamps: noStamps{}, State: state, Clock: testpki.Clock})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -201,4 +219,13 @@ func FuzzParsePolicy(f *testing.F) {
 			}
 		}
 	})
+}
+
+// noStamps believes no time stamp.
+type noStamps struct{}
+
+func (noStamps) Inspect([]byte, []byte) error { return malformed("never") }
+
+func (noStamps) Verify([]byte, []byte, *x509.CertPool) (*TimeStamp, error) {
+	return nil, malformed("never")
 }

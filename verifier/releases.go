@@ -232,10 +232,8 @@ func (j *judge) believed(s releaseSource, path string) (*releaseList, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range chain {
-		j.until(c.NotAfter)
-	}
-	_, err = j.revoked(chain)
+	j.untilEnd(chain)
+	_, err = j.revoked(chain, nil)
 	return l, err
 }
 

@@ -1,12 +1,15 @@
 package verifier
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -50,21 +53,47 @@ func indexPath(state, key string) string {
 func LoadIndex(state string, issuer *x509.Certificate) (*CRLIndex, error) {
 	key := issuerKey(issuer)
 	path := indexPath(state, key)
-	data, err := limits.ReadFile(path, 2*limits.CRLBytes)
+	f, size, err := openFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot read the revocation index")
 	}
-	ix, err := decodeIndex(data)
+	ix, err := openIndex(f, size)
+	if err == nil && ix.head.Key != key {
+		err = fault.New(fault.RevocationUnknown, "", "is the revocation index of another issuer")
+	}
 	if err != nil {
+		if c, ok := f.(io.Closer); ok {
+			_ = c.Close() // only read from
+		}
 		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot use it")
 	}
-	if ix.head.Key != key {
-		return nil, fault.New(fault.RevocationUnknown, path, "is the revocation index of another issuer")
-	}
 	return ix, nil
+}
+
+// openFile opens a file that another may be renamed over later: what is open stays
+// as it is. It is closed with the last reference to it. Windows would not let the
+// other file in its place, so there it is read whole.
+func openFile(path string) (io.ReaderAt, int64, error) {
+	if runtime.GOOS == "windows" {
+		data, err := limits.ReadFile(path, 2*limits.CRLBytes)
+		return bytes.NewReader(data), int64(len(data)), err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fault.New(fault.RevocationUnknown, path, "is no regular file")
+	}
+	if err != nil {
+		_ = f.Close() // only read from
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
 }
 
 // StoreIndex writes the index into the state directory, unless a newer one is

@@ -32,6 +32,9 @@ type SignRequest struct {
 	Subject Subject
 	// NotAfter, if set, ends the attestation.
 	NotAfter *time.Time
+	// Stamp, if set, gets a time stamp token over the signature, and what it means
+	// once it was verified.
+	Stamp func(signature []byte) (token []byte, stamp *TimeStamp, err error)
 }
 
 // Sign returns the manifest with its attestation, in canonical form, and the
@@ -68,6 +71,9 @@ func Sign(req SignRequest) (signed, block []byte, err error) {
 		b.NotAfter = req.NotAfter.UTC().Format(timeLayout)
 	}
 	signed, block, err = sign(req.Raw, req.Key, chain, b)
+	if err == nil && req.Stamp != nil {
+		signed, block, err = stamp(signed, chain, req.Stamp)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -76,6 +82,39 @@ func Sign(req SignRequest) (signed, block []byte, err error) {
 		return nil, nil, err
 	}
 	if err := a.CheckSignature(); err != nil {
+		return nil, nil, err
+	}
+	return signed, block, nil
+}
+
+// stamp adds a time stamp to a signed manifest.
+func stamp(signed []byte, chain []*x509.Certificate, get func([]byte) ([]byte, *TimeStamp, error)) (stamped, block []byte, err error) {
+	a, err := ReadAttestation(signed)
+	if err != nil {
+		return nil, nil, err
+	}
+	token, s, err := get(a.signature)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.within(chain); err != nil {
+		return nil, nil, err
+	}
+	b := a.Block
+	b.TimestampToken = base64.StdEncoding.EncodeToString(token)
+	return place(signed, b)
+}
+
+// place puts a block into a manifest.
+func place(raw []byte, b Block) (signed, block []byte, err error) {
+	if block, err = canonical.Marshal(b); err != nil {
+		return nil, nil, fault.Wrap(err, fault.AttestationFormat, "attestation", "cannot be brought into canonical form")
+	}
+	if len(block) > limits.AttestationBytes {
+		return nil, nil, malformed("is over %d bytes", limits.AttestationBytes)
+	}
+	signed, err = withAnnotation(raw, block)
+	if err != nil {
 		return nil, nil, err
 	}
 	return signed, block, nil
@@ -113,17 +152,7 @@ func sign(raw []byte, key crypto.Signer, chain []*x509.Certificate, b Block) (si
 		return nil, nil, fault.Wrap(err, fault.Internal, "key", "cannot sign")
 	}
 	b.Signature = base64.StdEncoding.EncodeToString(signature)
-	if block, err = canonical.Marshal(b); err != nil {
-		return nil, nil, fault.Wrap(err, fault.AttestationFormat, "attestation", "cannot be brought into canonical form")
-	}
-	if len(block) > limits.AttestationBytes {
-		return nil, nil, malformed("is over %d bytes", limits.AttestationBytes)
-	}
-	signed, err = withAnnotation(raw, block)
-	if err != nil {
-		return nil, nil, err
-	}
-	return signed, block, nil
+	return place(raw, b)
 }
 
 // withoutRoot cuts self-issued certificates off the end: a root proves nothing

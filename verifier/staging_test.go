@@ -250,7 +250,7 @@ func openNode(t *testing.T, more string) nodeconfig.Verify {
 
 func decide(t *testing.T, cfg nodeconfig.Verify, at time.Time) *Verdict {
 	t.Helper()
-	v, err := Open(cfg, func() time.Time { return at })
+	v, err := Open(cfg, func() time.Time { return at }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func TestAClockThatIsSetBackDoesNotOpenWhatWasClosed(t *testing.T) {
 	early, late := date(t, "2026-05-01T00:00:00Z"), date(t, "2026-06-30T00:00:00Z")
 	expect(t, decide(t, cfg, early), "")
 	// Nothing unsigned is judged when the time is up: opening a verifier is enough.
-	if _, err := Open(cfg, func() time.Time { return late }); err != nil {
+	if _, err := Open(cfg, func() time.Time { return late }, nil); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, decide(t, cfg, early), fault.Unsigned)
@@ -404,7 +404,7 @@ func TestAForecastIsWhatIsJudgedThen(t *testing.T) {
 func TestAnotherTimeIsJudgedAndNotRemembered(t *testing.T) {
 	cfg := openNode(t, stagedPolicy)
 	now := date(t, "2026-05-01T00:00:00Z")
-	v, err := Open(cfg, func() time.Time { return now })
+	v, err := Open(cfg, func() time.Time { return now }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,7 @@ const (
 	StepAgent       = "agent"       // it is for this id and version
 	StepReleases    = "releases"    // no minimum version and no release list forbids it
 	StepScope       = "scope"       // which statement of the policy decides
+	StepTimestamp   = "timestamp"   // an authority of the scope's vouches for the time
 	StepChain       = "chain"       // link by link to a root of the scope's stores
 	StepIdentity    = "identity"    // who signed is one whom the scope names
 	StepValidity    = "validity"    // of the attestation itself
@@ -64,7 +65,7 @@ const (
 )
 
 var steps = []string{
-	StepDigest, StepAttestation, StepSignature, StepAgent, StepReleases, StepScope, StepChain,
+	StepDigest, StepAttestation, StepSignature, StepAgent, StepReleases, StepScope, StepTimestamp, StepChain,
 	StepIdentity, StepValidity, StepRevocation, StepBinding, StepTrust, StepOutcome,
 }
 
@@ -308,6 +309,31 @@ func (t *tracer) list(ix *CRLIndex, now time.Time, grace time.Duration) {
 	t.turn(ix.ThisUpdate().Add(-clockSkew), "the revocation list of %q is no longer from the future", ix.head.Issuer)
 	t.turn(ix.NextUpdate().Add(time.Nanosecond), "the revocation list of %q is due, unless a new one came", ix.head.Issuer)
 	t.turn(ix.NextUpdate().Add(grace+time.Nanosecond), "the revocation list of %q is past its grace, unless a new one came", ix.head.Issuer)
+}
+
+func (t *tracer) stamp(s *TimeStamp) {
+	if !t.on() {
+		return
+	}
+	t.note("time", "%s, give or take %s", stampText(s.Time), s.Accuracy)
+	t.turn(s.Time.Add(-clockSkew), "the time stamp is no longer from the future")
+	for i, c := range s.Path {
+		t.certificate(c)
+		_ = t.part(fmt.Sprintf("certificate %d of the authority", i), nil)
+	}
+}
+
+func (t *tracer) answer(a *OCSPAnswer, c *x509.Certificate, grace time.Duration) {
+	if !t.on() {
+		return
+	}
+	t.note("OCSP answer", "made %s, next %s", stampText(a.This), stampText(a.Next))
+	if a.responder != nil {
+		t.note("responder", "%s, serial %x", a.responder.Subject, a.responder.SerialNumber)
+		t.turn(a.responder.NotAfter.Add(time.Nanosecond), "%s expires", certName(a.responder))
+	}
+	t.turn(a.Next.Add(time.Nanosecond), "the OCSP answer about %q is due, unless a new one came", c.Subject)
+	t.turn(a.Next.Add(grace+time.Nanosecond), "the OCSP answer about %q is past its grace, unless a new one came", c.Subject)
 }
 
 func keyText(c *x509.Certificate) string {

@@ -26,7 +26,8 @@ import (
 type Verifier struct {
 	policy     *Policy
 	stores     map[string]*Store
-	roots      func() (map[string]*x509.CertPool, error) // by scope name
+	roots      func() (pools, error)
+	stamps     StampReader
 	revocation RevocationSource
 	seen       SeenTime
 	state      string
@@ -49,8 +50,16 @@ type Config struct {
 	// State is the directory in which release lists are remembered; required for a
 	// policy that names some.
 	State string
+	// Stamps reads time stamps. Without it an attestation that carries one is
+	// refused, and so is a policy that names time stamp authorities.
+	Stamps StampReader
 	// Clock is required.
 	Clock func() time.Time
+}
+
+// pools are the roots that count in a scope, by its name.
+type pools struct {
+	signers, stamps map[string]*x509.CertPool
 }
 
 // New makes a verifier. Reason of its errors: [fault.PolicyInvalid].
@@ -58,7 +67,7 @@ func New(c Config) (*Verifier, error) {
 	if c.Clock == nil {
 		return nil, fault.New(fault.Internal, "verifier", "has no clock")
 	}
-	v := &Verifier{policy: c.Policy, stores: c.Stores, revocation: c.Revocation, seen: c.Seen, state: c.State, clock: c.Clock}
+	v := &Verifier{policy: c.Policy, stores: c.Stores, stamps: c.Stamps, revocation: c.Revocation, seen: c.Seen, state: c.State, clock: c.Clock}
 	if c.Policy == nil {
 		return v, nil
 	}
@@ -71,13 +80,16 @@ func New(c Config) (*Verifier, error) {
 	rules := sha256.New()
 	fmt.Fprintf(rules, "%s\x00", c.Policy.digest)
 	for _, s := range c.Policy.scopes {
-		for _, name := range s.stores {
+		if len(s.stampStores) > 0 && c.Stamps == nil {
+			return nil, fault.New(fault.PolicyInvalid, "scope "+s.name, "names time stamp authorities, and this program does not evaluate time stamps")
+		}
+		for _, name := range slices.Concat(s.stores, s.stampStores) {
 			store := c.Stores[name]
 			if store == nil {
 				return nil, fault.New(fault.PolicyInvalid, "scope "+s.name, "names the trust store %q, which does not exist", name)
 			}
 			for _, root := range store.roots {
-				fmt.Fprintf(rules, "%q %d %x\x00", s.name, len(root.Raw), root.Raw)
+				fmt.Fprintf(rules, "%q %q %d %x\x00", s.name, name, len(root.Raw), root.Raw)
 			}
 		}
 	}
@@ -99,25 +111,30 @@ func New(c Config) (*Verifier, error) {
 // pools are the roots that each scope trusts. Their own signatures are checked
 // here, when a chain is about to be held to them: that is dear, and a verdict that
 // is remembered needs none of it.
-func (v *Verifier) pools() (map[string]*x509.CertPool, error) {
+func (v *Verifier) pools() (pools, error) {
 	for _, store := range v.stores {
 		for _, root := range store.roots {
 			if err := root.CheckSignatureFrom(root); err != nil {
-				return nil, fault.Wrap(notSelfSigned(root), fault.PolicyInvalid, "trust store "+store.name, "holds what is no root")
+				return pools{}, fault.Wrap(notSelfSigned(root), fault.PolicyInvalid, "trust store "+store.name, "holds what is no root")
 			}
 		}
 	}
-	pools := map[string]*x509.CertPool{}
+	p := pools{signers: map[string]*x509.CertPool{}, stamps: map[string]*x509.CertPool{}}
 	for _, s := range v.policy.scopes {
-		pool := x509.NewCertPool()
-		for _, name := range s.stores {
-			for _, root := range v.stores[name].roots {
-				pool.AddCert(root)
-			}
-		}
-		pools[s.name] = pool
+		p.signers[s.name] = v.pool(s.stores)
+		p.stamps[s.name] = v.pool(s.stampStores)
 	}
-	return pools, nil
+	return p, nil
+}
+
+func (v *Verifier) pool(stores []string) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, name := range stores {
+		for _, root := range v.stores[name].roots {
+			pool.AddCert(root)
+		}
+	}
+	return pool
 }
 
 // Stores are the trust stores, by name.
@@ -126,10 +143,10 @@ func (v *Verifier) Stores() map[string]*Store { return v.stores }
 // Open makes a verifier from a node's files. Without a configured policy it is
 // in developer mode; a policy that is configured but missing, unreadable or
 // invalid is an error with the reason [fault.PolicyInvalid], on which callers
-// deny.
-func Open(cfg nodeconfig.Verify, clock func() time.Time) (*Verifier, error) {
+// deny. stamps is what [Config] calls Stamps.
+func Open(cfg nodeconfig.Verify, clock func() time.Time, stamps StampReader) (*Verifier, error) {
 	if cfg.Policy == "" {
-		return New(Config{Clock: clock})
+		return New(Config{Stamps: stamps, Clock: clock})
 	}
 	p, err := LoadPolicy(cfg.Policy)
 	if err != nil {
@@ -139,7 +156,7 @@ func Open(cfg nodeconfig.Verify, clock func() time.Time) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := New(Config{Policy: p, Stores: stores, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), State: cfg.State, Clock: clock})
+	v, err := New(Config{Policy: p, Stores: stores, Stamps: stamps, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), State: cfg.State, Clock: clock})
 	if err == nil {
 		// Every gate opens a verifier for every decision, so that the time is seen even
 		// where nothing depends on it yet. Where it cannot be, a judgement says so.
@@ -341,6 +358,9 @@ func (j *judge) integrity(a *oci.Artifact) (*Attestation, error) {
 	if err := j.check("signature", att.CheckSignature(), "%s over %s", att.Algorithm, att.SignedDigest); err != nil {
 		return nil, err
 	}
+	if err := j.inspect(att); err != nil {
+		return nil, j.check(StepTimestamp, err, "")
+	}
 	if a.Agent == nil {
 		return att, nil
 	}
@@ -391,18 +411,11 @@ func (j *judge) unsigned(a *oci.Artifact) error {
 
 // trust holds an intact attestation to the scope.
 func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
-	roots, err := j.roots()
+	stamp, err := j.stamped(att)
 	if err != nil {
-		return j.check("chain", err, "")
+		return j.check(StepTimestamp, err, "")
 	}
-	path, err := verifyChain(att.Chain, roots[j.scope.name], j.now, j.trace)
-	from := fromAudit
-	if fault.ReasonOf(err) == fault.OutsideValidity && j.scope.level >= fromPermissive && att.timestamp.Before(j.now) {
-		// What ended since it was signed, as the signer says, leads to the same root.
-		if path, _ = verifyChain(att.Chain, roots[j.scope.name], att.timestamp, nil); path != nil {
-			from = fromPermissive
-		}
-	}
+	path, from, err := j.path(att, stamp)
 	if err := j.hold(from, "chain", err, "%s", chainText(path)); err != nil {
 		return err
 	}
@@ -410,9 +423,6 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 		return j.check("trust", nil, "%s", Untrusted)
 	}
 	leaf := path[0]
-	for _, c := range path {
-		j.until(c.NotAfter)
-	}
 	if !att.notAfter.IsZero() {
 		j.until(att.notAfter)
 	}
@@ -433,7 +443,7 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	if err := j.hold(from, "validity", err, "signed at %s", att.Timestamp); err != nil {
 		return err
 	}
-	fresh, err := j.revoked(path)
+	fresh, err := j.unrevoked(path, stamp)
 	if err := j.hold(fromPermissive, "revocation", err, "%s", freshText(fresh)); err != nil {
 		return err
 	}
@@ -461,6 +471,49 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	j.trace.note("community", "%t", j.policy.community.has(email))
 	j.trace.note("revocation lists within their time", "%t", fresh)
 	return j.check("trust", nil, "%s", j.verdict.Trust)
+}
+
+// path leads the signer's chain to a root of the scope: now, or when the
+// signature was stamped. An error comes with the level from which on it may be
+// overlooked; it comes with the path where the chain held when it was signed, as the
+// signer says, and has ended since.
+func (j *judge) path(att *Attestation, stamp *TimeStamp) (path []*x509.Certificate, from lenience, err error) {
+	roots, err := j.roots()
+	if err != nil {
+		return nil, never, err
+	}
+	at := j.now
+	if stamp != nil {
+		j.trace.stamp(stamp)
+		_ = j.check(StepTimestamp, nil, "%s by %s", stamp.Time.UTC().Format(timeLayout), chainText(stamp.Path))
+		at = stamp.Time
+		j.verdict.Stamped = stamp.Time.UTC()
+		j.untilEnd(stamp.Path)
+	}
+	path, err = verifyChain(att.Chain, roots.signers[j.scope.name], at, j.trace)
+	if err == nil && stamp != nil {
+		err = stamp.within(path)
+	}
+	if fault.ReasonOf(err) == fault.OutsideValidity && stamp == nil && j.scope.level >= fromPermissive && att.timestamp.Before(j.now) {
+		if path, then := verifyChain(att.Chain, roots.signers[j.scope.name], att.timestamp, nil); then == nil {
+			return path, fromPermissive, err
+		}
+	}
+	if err != nil {
+		return nil, fromAudit, err
+	}
+	j.untilEnd(path)
+	return path, never, nil
+}
+
+// untilEnd says that the judgement may come out otherwise when one of the
+// certificates expires.
+func (j *judge) untilEnd(path []*x509.Certificate) {
+	for _, c := range path {
+		if !j.now.After(c.NotAfter) { // else a time stamp made up for it
+			j.until(c.NotAfter)
+		}
+	}
 }
 
 // identity returns the leaf's e-mail address in normal form. The name in the
@@ -505,15 +558,31 @@ func (j *judge) validity(att *Attestation, leaf *x509.Certificate) (lenience, er
 	return fromAudit, nil
 }
 
+// unrevoked checks the signer's chain and the stamp's. A certificate of the
+// signer that became invalid only after the stamp is as good as unrevoked; one of
+// the time stamp authority never is, since what it says of times is worth nothing
+// then.
+func (j *judge) unrevoked(path []*x509.Certificate, stamp *TimeStamp) (fresh bool, err error) {
+	fresh, err = j.revoked(path, stamp)
+	if stamp == nil || fault.ReasonOf(err) == fault.Revoked {
+		return fresh, err
+	}
+	ok, stampErr := j.revoked(stamp.Path, nil)
+	if err == nil || fault.ReasonOf(stampErr) == fault.Revoked {
+		err = stampErr
+	}
+	return fresh && ok, err
+}
+
 // revoked checks every certificate below the root against its issuer's list.
 // It reports whether all lists are within their own time, without the grace. A
 // revoked certificate outweighs a list that is too old.
-func (j *judge) revoked(path []*x509.Certificate) (fresh bool, err error) {
+func (j *judge) revoked(path []*x509.Certificate, stamp *TimeStamp) (fresh bool, err error) {
 	fresh = true
 	var unknown error
 	for i, c := range path[:len(path)-1] {
 		j.trace.note("certificate", "%s, serial %x", c.Subject, c.SerialNumber)
-		ok, err := j.revokedOne(c, path[i+1])
+		ok, err := j.revokedOne(c, path[i+1], stamp)
 		_ = j.trace.part("list", err)
 		if fault.ReasonOf(err) == fault.Revoked {
 			return false, err
@@ -526,7 +595,26 @@ func (j *judge) revoked(path []*x509.Certificate) (fresh bool, err error) {
 	return fresh && unknown == nil, unknown
 }
 
-func (j *judge) revokedOne(c, issuer *x509.Certificate) (fresh bool, err error) {
+// revokedOne asks whom the policy asks: the issuer's list, its OCSP responder's
+// answer, or both. Of two answers the worse counts.
+func (j *judge) revokedOne(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh bool, err error) {
+	src, asked := j.policy.ocspFor(issuer)
+	if !asked {
+		return j.listed(c, issuer, stamp)
+	}
+	fresh, err = j.answered(c, issuer, src, stamp)
+	if ix, listErr := j.index(issuer); fault.ReasonOf(err) == fault.Revoked || ix == nil && listErr == nil && !j.policy.hasCRL(issuer) {
+		return fresh, err
+	}
+	ok, listErr := j.listed(c, issuer, stamp)
+	if err == nil || fault.ReasonOf(listErr) == fault.Revoked {
+		err = listErr
+	}
+	return fresh && ok, err
+}
+
+// listed checks a certificate by its issuer's list.
+func (j *judge) listed(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh bool, err error) {
 	ix, err := j.index(issuer)
 	j.trace.list(ix, j.now, j.policy.grace)
 	if ix == nil {
@@ -542,11 +630,17 @@ func (j *judge) revokedOne(c, issuer *x509.Certificate) (fresh bool, err error) 
 	if err != nil {
 		j.warn("an older revocation list is used: %v", err)
 	}
-	if e, ok := ix.lookup(c.SerialNumber); ok {
+	e, revoked, err := ix.lookup(c.SerialNumber)
+	if err != nil {
+		return false, fault.Wrap(err, fault.RevocationUnknown, certName(c), "cannot tell whether it is revoked")
+	}
+	if revoked && !e.after(stamp) {
 		return false, fault.New(fault.Revoked, certName(c), "was revoked at %s (%s)", e.at.Format(timeLayout), reasonName(e.reason))
 	}
 	next := ix.NextUpdate()
 	switch {
+	case j.now.After(c.NotAfter) && !ix.keeps(c):
+		return false, fault.New(fault.RevocationUnknown, certName(c), "expired, and the revocation list of %q does not say that it still lists expired certificates", issuer.Subject)
 	case !ix.covers(c):
 		return false, fault.New(fault.RevocationUnknown, certName(c), "is not among those that the revocation list of %q speaks about", issuer.Subject)
 	case ix.ThisUpdate().After(j.now.Add(clockSkew)):
@@ -570,11 +664,16 @@ func (j *judge) index(issuer *x509.Certificate) (*CRLIndex, error) {
 		return j.revocation.Index(issuer)
 	}
 	ix, files, err := onDisk.index(issuer)
+	j.rest(files)
+	return ix, err
+}
+
+// rest notes files that the judgement depends on.
+func (j *judge) rest(files map[string]string) {
 	if j.verdict.Rests.Files == nil {
 		j.verdict.Rests.Files = map[string]string{}
 	}
 	maps.Copy(j.verdict.Rests.Files, files)
-	return ix, err
 }
 
 func (j *judge) binding(att *Attestation) error {
@@ -660,6 +759,9 @@ type Verdict struct {
 	// Signer is set once the chain led to a root; the verdict may still be no.
 	Signer *Signer       `json:"signer,omitempty"`
 	Digest digest.Digest `json:"digest,omitempty"`
+	// Stamped is when a trusted authority saw the signature; zero without a time
+	// stamp that counts.
+	Stamped time.Time `json:"stamped,omitzero"`
 	// SignedDigest names what was signed, however the signature is encoded.
 	SignedDigest digest.Digest `json:"signed_digest,omitempty"`
 	// Agent is id and version of the agent manifest.
@@ -674,6 +776,8 @@ type Verdict struct {
 	// Remembered tells that the checks were made by an earlier judgement of the
 	// same, on this node.
 	Remembered bool `json:"remembered,omitempty"`
+	// Questions are for OCSP responders: their answers could change the verdict.
+	Questions []Question `json:"-"`
 	// Rests says how long the verdict holds.
 	Rests Rests `json:"-"`
 }

@@ -130,7 +130,7 @@ func TestExemptIsByDigestAndNeverForWASM(t *testing.T) {
 func TestDeveloperModeTrustsNobodyAndRefusesTheBroken(t *testing.T) {
 	p := testpki.New(t)
 	signed := mustSign(t, wasmAgent(t), p.LeafKey, p.Chain())
-	v, err := Open(nodeconfig.Verify{}, testpki.Clock)
+	v, err := Open(nodeconfig.Verify{}, testpki.Clock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestAContainerWithoutAnImageIsAnUnsignedOneOfUnknownName(t *testing.T) {
 			}
 		})
 	}
-	v, err := Open(nodeconfig.Verify{}, testpki.Clock)
+	v, err := Open(nodeconfig.Verify{}, testpki.Clock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +355,7 @@ func put(t *testing.T, path string, data []byte) {
 func TestARevocationInAFileCountsAtOnce(t *testing.T) {
 	p := testpki.New(t)
 	d := newDisk(t, p)
-	v, err := Open(d.cfg, testpki.Clock)
+	v, err := Open(d.cfg, testpki.Clock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +371,7 @@ func TestARevocationInAFileCountsAtOnce(t *testing.T) {
 	}
 	put(t, d.crl, []byte("half a li"))
 	expect(t, v.Verify(t.Context(), in), fault.Revoked)
-	fresh, err := Open(d.cfg, testpki.Clock)
+	fresh, err := Open(d.cfg, testpki.Clock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +395,7 @@ func TestAnIndexOnDiskIsUsedWithoutItsList(t *testing.T) {
 	if err := StoreIndex(d.cfg.State, p.Agent, ix); err != nil {
 		t.Fatal(err)
 	}
-	v, err := Open(d.cfg, testpki.Clock)
+	v, err := Open(d.cfg, testpki.Clock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -440,7 +440,7 @@ func TestOpenRefusesABrokenConfiguration(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newDisk(t, p)
 			breakIt(t, &d)
-			if v, err := Open(d.cfg, testpki.Clock); fault.ReasonOf(err) != fault.PolicyInvalid || v != nil {
+			if v, err := Open(d.cfg, testpki.Clock, nil); fault.ReasonOf(err) != fault.PolicyInvalid || v != nil {
 				t.Errorf("got %v, %v", v, err)
 			}
 		})

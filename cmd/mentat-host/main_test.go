@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/bytecodealliance/wasmtime-go/v39"
 	"golang.org/x/sys/unix"
@@ -30,10 +31,31 @@ func TestMain(m *testing.M) {
 	case "main":
 		main()
 		os.Exit(0)
+	case "without openat2":
+		withoutOpenat2()
+		main()
+		os.Exit(0)
 	case "confined":
 		probe()
 	}
 	os.Exit(m.Run())
+}
+
+// withoutOpenat2 makes the kernel one that does not have the call.
+func withoutOpenat2() {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_OPENAT2, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	if _, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); e != 0 {
+		panic(e)
+	}
 }
 
 // probe confines itself and tells what is left.
@@ -304,6 +326,29 @@ func TestRunsThatCannotBegin(t *testing.T) {
 		cmd.Stderr = &errs
 		if code := exitCode(t, cmd.Run()); code != fault.ExitHostFailure || errs.Len() == 0 {
 			t.Errorf("%v: status %d, %q", args, code, errs.String())
+		}
+	}
+}
+
+// Without the call that keeps paths beneath a directory no guest gets one.
+func TestAHostThatCannotHoldPathsGivesNoDirectory(t *testing.T) {
+	const guest = `(module (import "wasi_snapshot_preview1" "sched_yield" (func (result i32)))
+  (import "mentat" "write_output" (func $write (param i32 i32)))
+  (memory (export "memory") 1)
+  (func (export "process") (result i32) (call $write (i32.const 0) (i32.const 1)) (i32.const 0)))`
+	for granted, want := range map[bool]int{false: 0, true: fault.ExitHostFailure} {
+		doc := document(t, guest, func(d *hostdoc.Document) {
+			if granted {
+				d.Preopens = []hostdoc.Preopen{{Host: t.TempDir(), Guest: "/data"}}
+			}
+		})
+		cmd := command(t, "run", "--document", doc)
+		cmd.Env = []string{role + "=without openat2"}
+		var errs bytes.Buffer
+		cmd.Stderr = &errs
+		out, err := cmd.Output()
+		if code := exitCode(t, err); code != want || (len(out) > 0) == granted || strings.Contains(errs.String(), "openat2") != granted {
+			t.Errorf("with a directory %v: status %d, want %d; %q, %q", granted, code, want, out, errs.String())
 		}
 	}
 }

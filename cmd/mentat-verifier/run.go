@@ -21,6 +21,7 @@ import (
 	"github.com/mentatlab/mentat/oci/remote"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 const (
@@ -92,7 +93,7 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 	if err != nil {
 		return refuse(err)
 	}
-	v, err := verifier.Open(cfg.Verify, g.clock)
+	v, err := verifier.Open(cfg.Verify, g.clock, timestamp.Reader{})
 	if err != nil {
 		return refuse(err)
 	}
@@ -113,7 +114,7 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 		return refuse(err)
 	}
 	// Everything is at hand: a deadline that passes now must not spoil it.
-	return g.judge(context.WithoutCancel(ctx), v, req, found)
+	return g.judge(context.WithoutCancel(ctx), v, cfg.Verify, req, found)
 }
 
 // parseRequest reads containerd's flags and descriptor and holds one to the
@@ -185,11 +186,15 @@ func unfetchable(err error) bool {
 	return false
 }
 
-// judge refuses an image if any of its manifests is refused.
-func (g *gate) judge(ctx context.Context, v *verifier.Verifier, req request, found []*oci.Artifact) answer {
+// judge refuses an image if any of its manifests is refused. OCSP responders have
+// one budget for all of them.
+func (g *gate) judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, req request, found []*oci.Artifact) answer {
+	asking, cancel := context.WithTimeout(ctx, refreshBudget)
+	defer cancel()
+	verify := func(_ context.Context, in verifier.Input) *verifier.Verdict { return v.Verify(ctx, in) }
 	var last *verifier.Verdict
 	for _, a := range found {
-		last = v.Verify(ctx, verifier.Input{Reference: req.name, Artifact: a, Index: req.digest})
+		last = fetch.Judge(asking, v, cfg, nil, verifier.Input{Reference: req.name, Artifact: a, Index: req.digest}, verify)
 		for _, w := range last.Warnings {
 			fmt.Fprintln(g.log, fault.OneLine("mentat-verifier: warning: "+w))
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/crypto/ocsp"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -330,6 +331,35 @@ func TestARevokedCertificateIsRefusedAtTheNextPull(t *testing.T) {
 	allowed, line, log := ask(t, r.ref(), signed)
 	if allowed || !strings.Contains(line, "revoked") || !strings.Contains(log, "agent.crl") {
 		t.Fatal(line, log)
+	}
+}
+
+func TestAResponderIsAskedBeforeAPull(t *testing.T) {
+	r, p := newRegistry(t), testpki.New(t)
+	n := newNode(t, r, p, "deny")
+	answer := p.OCSP(func(r *ocsp.Response) { r.Status, r.RevokedAt = ocsp.Revoked, testpki.Now.Add(-time.Hour) })
+	responder := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/ocsp-response")
+		_, _ = w.Write(answer)
+	}))
+	t.Cleanup(responder.Close)
+	text, err := os.ReadFile(filepath.Join(n.dir, "policy.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.put("policy.yaml", []byte(strings.Replace(string(text), "revocation:\n", "revocation:\n  ocsp:\n    - {issuer: \"CN=MentatLab Agent CA,O=MentatLab,C=US\", url: \""+responder.URL+"\"}\n", 1)))
+	signed := r.signed(t, p)
+	if allowed, line, _ := ask(t, r.ref(), signed); allowed || !strings.Contains(line, "its OCSP responder says") {
+		t.Fatal(line)
+	}
+	n.remove("state")
+	answer = nil
+	if allowed, line, _ := ask(t, r.ref(), signed); allowed || !strings.Contains(line, "revocation-unknown") {
+		t.Fatal(line)
+	}
+	answer = p.OCSP()
+	if allowed, line, _ := ask(t, r.ref(), signed); !allowed {
+		t.Fatal(line)
 	}
 }
 

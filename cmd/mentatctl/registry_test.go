@@ -46,6 +46,10 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if !ok || path == "" {
 		return
 	}
+	if strings.Contains(path, "/referrers/") {
+		fail(w, http.StatusNotFound, "UNSUPPORTED")
+		return
+	}
 	for _, kind := range []string{"/blobs/uploads/", "/blobs/", "/manifests/"} {
 		if repo, name, ok := strings.Cut(path, kind); ok {
 			r.serve(w, req, kind, repo, name)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/cli"
+	"github.com/mentatlab/mentat/internal/testpki"
 	"github.com/mentatlab/mentat/verifier/pki"
 )
 
@@ -96,6 +98,9 @@ func TestTranscripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(e.WorkDir, "node.toml"), nil, 0o600)
 		},
 		Condition: func(cond string) (bool, error) {
+			if cond == "softhsm" {
+				return haveSoftHSM(t), nil
+			}
 			if cond != "host" {
 				return false, fmt.Errorf("unknown condition %q", cond)
 			}
@@ -122,10 +127,34 @@ func TestTranscripts(t *testing.T) {
 				ts.Check(err)
 				ts.Setenv("MENTAT_HOST", path)
 			},
+			"softhsm": initSoftHSM(t),
+			// timestamp-authority VARIABLE DIR: openssl's, with its address in the
+			// variable, its root and its revocation list in the directory, and the
+			// stores of a policy in etc/trust.
+			"timestamp-authority": func(ts *testscript.TestScript, _ bool, args []string) {
+				now := time.Now().UTC()
+				tsa := testpki.NewTSA(t, "stamp", now)
+				ts.Setenv(args[0], tsa.Serve())
+				ca, err := ca()
+				ts.Check(err)
+				root, err := os.ReadFile(filepath.Join(ca, pki.RootCert))
+				ts.Check(err)
+				for name, data := range map[string][]byte{
+					args[1] + "/root.pem":       testpki.PEM(tsa.Root),
+					args[1] + "/time.crl":       tsa.CRL(testpki.KeepsExpired(now.AddDate(-1, 0, 0)), func(l *x509.RevocationList) { l.ThisUpdate, l.NextUpdate = now, now.AddDate(2, 0, 0) }),
+					"etc/trust/time/root.pem":   testpki.PEM(tsa.Root),
+					"etc/trust/agents/root.pem": root,
+				} {
+					path := ts.MkAbs(name)
+					ts.Check(os.MkdirAll(filepath.Dir(path), 0o700))
+					ts.Check(os.WriteFile(path, data, 0o600))
+				}
+			},
 			"records":   writeRecords,
 			"wasm":      writeModule,
 			"agent":     writeAgent,
 			"registry":  startRegistry,
+			"notation":  notationVerify,
 			"image":     writeImage,
 			"flip":      flipByte,
 			"exits":     exits,

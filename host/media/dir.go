@@ -9,9 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -75,7 +74,7 @@ func (d *Dir) Close() error { return d.root.Close() }
 // Open opens an object. A file whose size is not the object's is found out at
 // its end, as are other bytes.
 func (d *Dir) Open(ctx context.Context, ref Ref, most int64) (io.ReadCloser, Info, error) {
-	f, err := d.root.OpenFile(ref.Hex(), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := d.root.OpenFile(ref.Hex(), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, Info{}, fault.New(fault.NotFound, ref.String(), "no such object is stored")
 	}
@@ -105,7 +104,7 @@ type fileReader struct {
 // typeOf reads an object's type. One that is missing or no type is as good as
 // none: it says nothing about the bytes.
 func (d *Dir) typeOf(ref Ref) string {
-	f, err := d.root.OpenFile(ref.Hex()+typeSuffix, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := d.root.OpenFile(ref.Hex()+typeSuffix, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return DefaultType
 	}

@@ -45,7 +45,7 @@ type server struct {
 // start runs a real S3 server over a directory, with TLS.
 func start(t *testing.T) *server {
 	t.Helper()
-	program, err := filepath.Abs("../../../bin/tools/versitygw")
+	program, err := filepath.Abs("../../bin/tools/versitygw")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -161,7 +161,7 @@ func TestEachBanOfTheLinterFires(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), linter, "run", "--output.json.path=stdout", "--show-stats=false", "./...")
+	cmd := exec.CommandContext(t.Context(), linter, "run", "--allow-parallel-runners", "--output.json.path=stdout", "--show-stats=false", "./...")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOLANGCI_LINT_CACHE="+t.TempDir(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOWORK=off")
 	var stderr bytes.Buffer

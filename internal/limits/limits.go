@@ -51,6 +51,10 @@ const (
 	ChainCertificates = 5
 	// CertificatePEMBytes bounds one certificate of the chain.
 	CertificatePEMBytes = 16 * KiB
+	// TimeStampBytes bounds an RFC 3161 time stamp token.
+	TimeStampBytes = 24 * KiB
+	// OCSPBytes bounds an OCSP responder's answer.
+	OCSPBytes = 20 * KiB
 	// CRLBytes bounds a certificate revocation list.
 	CRLBytes = 32 * MiB
 	// ReleasesBytes bounds a signed release list.
@@ -65,6 +69,10 @@ const (
 const (
 	// Handles bounds the open handles of one run (abi.md, rule 2).
 	Handles = 256
+	// GuestFiles bounds the descriptors that one run may have open.
+	GuestFiles = 512
+	// PathBytes bounds a path that a guest names, as the system bounds it.
+	PathBytes = 4096
 	// InputBytes bounds the input of one run.
 	InputBytes = 64 * MiB
 	// OutputBytes bounds what one run may write as output.
@@ -120,9 +128,6 @@ const (
 	// HostThreads is how many threads the host may have beside one for each
 	// further run at a time; with fewer the engine and Go's runtime abort.
 	HostThreads = 16
-	// EngineThreads is how many of them the engine may make for what blocks in WASI,
-	// beside one for each run at a time.
-	EngineThreads = 4
 	// PluginTasks is how many processes and threads a plugin may have.
 	PluginTasks = 32
 	// OpenFiles bounds the host's open files, MinOpenFiles is what it needs.

@@ -666,7 +666,7 @@ func TestCanariesAreWhatTheirNamesSay(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg, _ := trusting(t)
-	v, err := verifier.Open(cfg.Verify, testpki.Clock)
+	v, err := verifier.Open(cfg.Verify, testpki.Clock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

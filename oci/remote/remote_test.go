@@ -22,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	orasremote "oras.land/oras-go/v2/registry/remote"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -638,4 +639,52 @@ func TestReferencesAreCheckedFirst(t *testing.T) {
 	wantReason(t, err, fault.Usage)
 	_, err = c.Fetcher("x")
 	wantReason(t, err, fault.Usage)
+}
+
+func TestWhatIsAttachedIsFoundByItsSubject(t *testing.T) {
+	_, ref, desc := published(t, 10)
+	c := client(t, Options{})
+	config, layer := []byte("{}"), []byte("signature")
+	describe := func(data []byte) ocispec.Descriptor {
+		return ocispec.Descriptor{MediaType: "application/x-test", Digest: digest.FromBytes(data), Size: int64(len(data))}
+	}
+	m := ocispec.Manifest{
+		MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/x-test",
+		Config: describe(config), Layers: []ocispec.Descriptor{describe(layer)}, Subject: &desc,
+	}
+	m.SchemaVersion = 2
+	raw, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // again changes nothing
+		if _, err := c.Attach(t.Context(), ref, raw, [][]byte{config, layer}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := parseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := orasremote.NewRepository(r.Registry + "/" + r.Repository)
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo.PlainHTTP = true
+	var found []ocispec.Descriptor
+	err = repo.Referrers(t.Context(), desc, "application/x-test", func(list []ocispec.Descriptor) error {
+		found = append(found, list...)
+		return nil
+	})
+	if err != nil || len(found) != 1 || found[0].Digest != digest.FromBytes(raw) {
+		t.Errorf("%v, %v", found, err)
+	}
+	m.Subject = nil
+	if raw, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Attach(t.Context(), ref, raw, nil)
+	wantReason(t, err, fault.Internal)
+	_, err = c.Attach(t.Context(), ref, []byte("rubbish"), nil)
+	wantReason(t, err, fault.ArtifactInvalid)
 }

@@ -94,7 +94,7 @@ func (n *node) refresh(force bool) error {
 }
 
 func (n *node) verifier(clock func() time.Time) (*verifier.Verifier, error) {
-	return verifier.Open(n.cfg, clock)
+	return verifier.Open(n.cfg, clock, nil)
 }
 
 func (n *node) index(issuer *x509.Certificate) *verifier.CRLIndex {
@@ -293,7 +293,7 @@ func TestTheConfigurationMustFit(t *testing.T) {
 
 func TestNothingConfiguredNeedsNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	v, err := verifier.Open(nodeconfig.Verify{State: dir}, testpki.Clock)
+	v, err := verifier.Open(nodeconfig.Verify{State: dir}, testpki.Clock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -122,7 +122,7 @@ func (n *node) agent(signed bool) {
 func (n *node) verify() *verifier.Verdict {
 	n.Helper()
 	cfg := nodeconfig.Verify{Policy: filepath.Join(n.dir, "policy.yaml"), Trust: filepath.Join(n.dir, "trust"), State: filepath.Join(n.dir, "state")}
-	v, err := verifier.Open(cfg, func() time.Time { return n.now })
+	v, err := verifier.Open(cfg, func() time.Time { return n.now }, nil)
 	if err != nil {
 		n.Fatal(err)
 	}

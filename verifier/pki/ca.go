@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -19,9 +17,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
-	corex509 "github.com/notaryproject/notation-core-go/x509"
 	"github.com/rogpeppe/go-internal/lockedfile"
 
 	"github.com/mentatlab/mentat/internal/atomicfile"
@@ -38,9 +36,9 @@ const (
 	RootCRL   = "crl/root.crl"
 	AgentCRL  = "crl/agent.crl"
 
-	infoFile = "ca.json"
-	logFile  = "log.jsonl"
-	lockFile = ".lock"
+	infoFile     = "ca.json"
+	databaseFile = "ca.db"
+	lockFile     = ".lock"
 )
 
 // Validity periods of specification §2.4, and of revocation lists.
@@ -52,7 +50,7 @@ const (
 	rootCRLLife   = 180 * day
 	agentCRLLife  = day
 	maxCRLLife    = 366 * day
-	infoVersion   = 1
+	infoVersion   = 2
 	maxLogBytes   = 256 * limits.MiB
 	backdate      = 5 * time.Minute // for nodes whose clocks are behind
 	maxFieldBytes = 64              // RFC 5280's bound on organization and common names
@@ -72,6 +70,8 @@ type InitOptions struct {
 	Now time.Time
 	// AgentCRLLife is how long a list of the agent CA counts; default one day.
 	AgentCRLLife time.Duration
+	// AgentPassphrase encrypts the agent CA's key. Without one it lies open.
+	AgentPassphrase []byte
 	// RootKey and AgentKey are used instead of new keys, which are then not
 	// written: they live elsewhere.
 	RootKey, AgentKey crypto.Signer
@@ -81,17 +81,24 @@ type InitOptions struct {
 // that are not encrypted.
 type OpenOptions struct {
 	Passphrase Passphrase
+	// AgentPassphrase is asked for the agent CA's key; nil means Passphrase.
+	AgentPassphrase Passphrase
 	// RootKey and AgentKey are used instead of the key files.
 	RootKey, AgentKey crypto.Signer
 }
 
 // CA is a certificate authority on disk. Its methods may be called by several
-// processes at once.
+// goroutines and processes at once.
 type CA struct {
 	dir         string
 	info        info
 	root, agent *x509.Certificate
-	keys        OpenOptions
+
+	mu   sync.Mutex // of keys
+	keys OpenOptions
+
+	turn   sync.Mutex // of the database, within this process
+	broken error      // what a damaged database was refused with
 }
 
 type info struct {
@@ -100,6 +107,16 @@ type info struct {
 	Country      string `json:"country"`
 	CRLURL       string `json:"crl_url,omitempty"`
 	AgentCRLLife string `json:"agent_crl_life"`
+}
+
+// parse reads ca.json, of this version or the one before.
+func (i *info) parse(name string, text []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(i); err != nil || (i.Version != infoVersion && i.Version != oldInfoVersion) {
+		return fault.New(fault.Usage, name, "is malformed or of another version")
+	}
+	return i.check()
 }
 
 func (i info) agentCRLLife() (time.Duration, error) {
@@ -166,6 +183,13 @@ func Init(dir string, o InitOptions) (*CA, error) {
 }
 
 func checkInit(i info, o InitOptions) error {
+	if o.Now.IsZero() {
+		return fault.New(fault.Internal, "pki init", "has no clock")
+	}
+	return i.check()
+}
+
+func (i info) check() error {
 	if len(i.Org) > maxFieldBytes-len(" Agent CA") || fault.OneLine(i.Org) != i.Org {
 		return fault.New(fault.Usage, "organization", "%q is too long or not one line", i.Org)
 	}
@@ -177,9 +201,6 @@ func checkInit(i info, o InitOptions) error {
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
 			return fault.New(fault.Usage, "CRL address", "%q is not an http or https URL of a directory", i.CRLURL)
 		}
-	}
-	if o.Now.IsZero() {
-		return fault.New(fault.Internal, "pki init", "has no clock")
 	}
 	_, err := i.agentCRLLife()
 	return err
@@ -198,19 +219,17 @@ func build(dir string, i info, o InitOptions) (*CA, error) {
 		}
 	}
 	if ca.keys.AgentKey == nil {
-		if ca.keys.AgentKey, err = ca.newKeyFile(AgentKey, agentBits, nil); err != nil {
+		if ca.keys.AgentKey, err = ca.newKeyFile(AgentKey, agentBits, o.AgentPassphrase); err != nil {
 			return nil, err
 		}
 	}
 	if err := ca.makeAuthorities(o.Now); err != nil {
 		return nil, err
 	}
-	text, err := json.MarshalIndent(i, "", "  ")
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, infoFile, "cannot encode")
+	if err := ca.writeInfo(i); err != nil {
+		return nil, err
 	}
 	for name, data := range map[string][]byte{
-		infoFile:  append(text, '\n'),
 		RootCert:  encodeCert(ca.root),
 		AgentCert: encodeCert(ca.agent),
 	} {
@@ -218,7 +237,7 @@ func build(dir string, i info, o InitOptions) (*CA, error) {
 			return nil, err
 		}
 	}
-	if err := ca.appendLog(event{Event: issued, Time: o.Now, Record: record(ca.agent)}); err != nil {
+	if err := createDatabase(ca.path(databaseFile), func(d database) error { return d.add(ca.agent, nil, o.Now) }); err != nil {
 		return nil, err
 	}
 	if err := ca.RenewRootCRL(o.Now); err != nil {
@@ -308,12 +327,7 @@ func Open(dir string, o OpenOptions) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&ca.info); err != nil || ca.info.Version != infoVersion {
-		return nil, fault.New(fault.Usage, ca.path(infoFile), "is malformed or of another version")
-	}
-	if _, err := ca.info.agentCRLLife(); err != nil {
+	if err := ca.info.parse(ca.path(infoFile), text); err != nil {
 		return nil, err
 	}
 	if ca.root, err = ca.readCert(RootCert); err != nil {
@@ -327,6 +341,15 @@ func Open(dir string, o OpenOptions) (*CA, error) {
 	}
 	return ca, nil
 }
+
+// Unlock reads the agent CA's key, so that nothing asks for its passphrase later.
+func (ca *CA) Unlock() error {
+	_, err := ca.agentKey()
+	return err
+}
+
+// Lists tells whether certificates name the list that revokes them.
+func (ca *CA) Lists() bool { return ca.info.CRLURL != "" }
 
 // Dir is the CA's directory.
 func (ca *CA) Dir() string { return ca.dir }
@@ -349,67 +372,6 @@ func (ca *CA) Warnings() []string {
 	return nil
 }
 
-// LeafOptions say what a developer's certificate shall hold.
-type LeafOptions struct {
-	// Email identifies the developer; policies name it.
-	Email string
-	// Validity is at most a year, the default.
-	Validity time.Duration
-	Now      time.Time
-}
-
-// IssueLeaf issues a code signing certificate for the request's key and returns
-// the chain, leaf first, without the root. Nothing but the key is taken from the
-// request. Reasons: [fault.Usage], [fault.SignatureInvalid] for a request that
-// does not prove possession of its key.
-func (ca *CA) IssueLeaf(csr *x509.CertificateRequest, o LeafOptions) ([]*x509.Certificate, error) {
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fault.Wrap(err, fault.SignatureInvalid, "certificate request", "does not prove possession of its key")
-	}
-	if err := checkPublicKey(csr.PublicKey); err != nil {
-		return nil, err
-	}
-	email, err := normalEmail(o.Email)
-	if err != nil {
-		return nil, err
-	}
-	end := o.Now.AddDate(leafYears, 0, 0)
-	if o.Validity < 0 || o.Now.Add(o.Validity).After(end) {
-		return nil, fault.New(fault.Usage, "validity", "%s is not between 0 and a year", o.Validity)
-	}
-	if o.Validity > 0 {
-		end = o.Now.Add(o.Validity)
-	}
-	unlock, err := ca.lock()
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	key, err := ca.agentKey()
-	if err != nil {
-		return nil, err
-	}
-	leaf, err := ca.certify(&x509.Certificate{
-		Subject:               ca.info.name(email),
-		NotAfter:              end,
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
-		BasicConstraintsValid: true,
-		EmailAddresses:        []string{email},
-		CRLDistributionPoints: ca.info.crlURL(AgentCRL),
-	}, ca.agent, csr.PublicKey, key, o.Now)
-	if err != nil {
-		return nil, err
-	}
-	if err := corex509.ValidateCodeSigningCertChain([]*x509.Certificate{leaf, ca.agent, ca.root}, &o.Now); err != nil {
-		return nil, fault.Wrap(err, fault.Internal, email, "the certificate just issued breaks the profile")
-	}
-	if err := ca.appendLog(event{Event: issued, Time: o.Now, Record: record(leaf)}); err != nil {
-		return nil, err
-	}
-	return []*x509.Certificate{leaf, ca.agent}, nil
-}
-
 // CertRequest asks for a certificate and says where it goes.
 type CertRequest struct {
 	LeafOptions
@@ -423,7 +385,18 @@ type CertRequest struct {
 
 // RequestCert makes a key, has its certificate issued and writes both. On an
 // error neither file is left. Reasons: [fault.Exists], those of [CA.IssueLeaf].
-func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) {
+func (ca *CA) RequestCert(r CertRequest) ([]*x509.Certificate, error) {
+	return r.Obtain(func(key crypto.Signer) ([]*x509.Certificate, error) {
+		csr, err := NewRequest(key)
+		if err != nil {
+			return nil, err
+		}
+		return ca.IssueLeaf(csr, r.LeafOptions)
+	})
+}
+
+// Obtain is [CA.RequestCert] with whoever issues the key's certificate.
+func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, error)) (chain []*x509.Certificate, err error) {
 	files := []string{r.CertFile}
 	if r.Key == nil {
 		files = append(files, r.KeyFile)
@@ -439,7 +412,7 @@ func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) 
 			return nil, fault.Wrap(err, fault.AccessDenied, file, "cannot make its directory")
 		}
 	}
-	if _, err := normalEmail(r.Email); err != nil {
+	if _, _, err := r.check(); err != nil {
 		return nil, err // before the time for a key is spent
 	}
 	key := r.Key
@@ -453,6 +426,18 @@ func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) 
 			}
 		}()
 	}
+	if chain, err = issue(key); err != nil {
+		return nil, err
+	}
+	if err = createFile(r.CertFile, encodeCert(chain...), 0o644); err != nil {
+		return nil, err
+	}
+	return chain, nil
+}
+
+// NewRequest is a request for a certificate of the key: it proves that the key
+// is held and says nothing else.
+func NewRequest(key crypto.Signer) (*x509.CertificateRequest, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "certificate request", "cannot make it")
@@ -461,13 +446,7 @@ func (ca *CA) RequestCert(r CertRequest) (chain []*x509.Certificate, err error) 
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "certificate request", "cannot read it back")
 	}
-	if chain, err = ca.IssueLeaf(csr, r.LeafOptions); err != nil {
-		return nil, err
-	}
-	if err = createFile(r.CertFile, encodeCert(chain...), 0o644); err != nil {
-		return nil, err
-	}
-	return chain, nil
+	return csr, nil
 }
 
 // normalEmail checks an address and lower-cases its domain.
@@ -544,20 +523,26 @@ func writeNewKey(path string, bits int, passphrase []byte) (crypto.Signer, error
 }
 
 func (ca *CA) agentKey() (crypto.Signer, error) {
-	return ca.key(&ca.keys.AgentKey, AgentKey, ca.agent)
+	pass := ca.keys.AgentPassphrase
+	if pass == nil {
+		pass = ca.keys.Passphrase
+	}
+	return ca.key(&ca.keys.AgentKey, AgentKey, ca.agent, pass)
 }
 
 func (ca *CA) rootKey() (crypto.Signer, error) {
-	return ca.key(&ca.keys.RootKey, RootKey, ca.root)
+	return ca.key(&ca.keys.RootKey, RootKey, ca.root, ca.keys.Passphrase)
 }
 
-func (ca *CA) key(slot *crypto.Signer, name string, c *x509.Certificate) (crypto.Signer, error) {
+func (ca *CA) key(slot *crypto.Signer, name string, c *x509.Certificate, pass Passphrase) (crypto.Signer, error) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
 	if *slot == nil {
 		data, err := ca.read(name, limits.CertificatePEMBytes)
 		if err != nil {
 			return nil, err
 		}
-		key, err := ParseKey(ca.path(name), data, ca.keys.Passphrase)
+		key, err := ParseKey(ca.path(name), data, pass)
 		if err != nil {
 			return nil, err
 		}
@@ -598,9 +583,6 @@ func encodeCert(certs ...*x509.Certificate) []byte {
 	return b.Bytes()
 }
 
-func fingerprint(c *x509.Certificate) string {
-	sum := sha256.Sum256(c.Raw)
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
+func fingerprint(c *x509.Certificate) string { return hashOf(c.Raw) }
 
 func serialText(n *big.Int) string { return fmt.Sprintf("%x", n) }

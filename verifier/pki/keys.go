@@ -22,6 +22,8 @@ const (
 	rootBits  = 4096
 	agentBits = 3072
 	leafBits  = 2048
+	// leastExponent is the smallest of an RSA key that NIST SP 800-56B allows.
+	leastExponent = 65537
 )
 
 const (
@@ -115,6 +117,9 @@ func checkPublicKey(pub crypto.PublicKey) error {
 	case *rsa.PublicKey:
 		if bits := key.N.BitLen(); bits < leafBits || bits > rootBits {
 			return fault.New(fault.Usage, "certificate request", "its RSA key has %d bits, allowed are %d to %d", bits, leafBits, rootBits)
+		}
+		if key.E < leastExponent || key.E%2 == 0 {
+			return fault.New(fault.Usage, "certificate request", "its RSA key has the exponent %d, allowed are odd ones from %d on", key.E, leastExponent)
 		}
 	case *ecdsa.PublicKey:
 		if key.Curve != elliptic.P256() && key.Curve != elliptic.P384() {

@@ -110,7 +110,7 @@ func TestInitFollowsTheSpecification(t *testing.T) {
 		t.Errorf("distribution points %v, %v", root.CRLDistributionPoints, agent.CRLDistributionPoints)
 	}
 	for file, mode := range map[string]fs.FileMode{
-		pki.RootKey: 0o600, pki.AgentKey: 0o600, pki.RootCert: 0o644, pki.AgentCert: 0o644, pki.RootCRL: 0o644, pki.AgentCRL: 0o644, "log.jsonl": 0o600,
+		pki.RootKey: 0o600, pki.AgentKey: 0o600, pki.RootCert: 0o644, pki.AgentCert: 0o644, pki.RootCRL: 0o644, pki.AgentCRL: 0o644, "ca.db": 0o600,
 	} {
 		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", file, info, err)
@@ -270,7 +270,7 @@ func TestOpenRefuses(t *testing.T) {
 		"nothing":        func(dir string) error { return os.RemoveAll(dir) },
 		"no certificate": func(dir string) error { return os.Remove(filepath.Join(dir, pki.AgentCert)) },
 		"unknown version": func(dir string) error {
-			return os.WriteFile(filepath.Join(dir, "ca.json"), []byte(`{"version":2}`), 0o600)
+			return os.WriteFile(filepath.Join(dir, "ca.json"), []byte(`{"version":3}`), 0o600)
 		},
 		"unknown key": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "ca.json"), []byte(`{"version":1,"x":1}`), 0o600)
@@ -431,7 +431,7 @@ func TestRevokeWritesAFreshListWithTheNextNumber(t *testing.T) {
 func TestNumbersGrowEvenWhenFilesAreRestored(t *testing.T) {
 	ca := quick(t, pki.InitOptions{})
 	path := filepath.Join(ca.Dir(), pki.AgentCRL)
-	log := filepath.Join(ca.Dir(), "log.jsonl")
+	log := filepath.Join(ca.Dir(), "ca.db")
 	oldCRL, oldLog := readFile(t, path), readFile(t, log)
 	for range 3 {
 		if err := ca.RenewCRL(now); err != nil {
@@ -457,9 +457,37 @@ func TestNumbersGrowEvenWhenFilesAreRestored(t *testing.T) {
 	if n := crl(t, ca, pki.AgentCRL, ca.Agent()).Number.Int64(); n != 6 {
 		t.Errorf("number %d after the log was restored", n)
 	}
-	restore(log, append(oldLog, `{"event":"issued","ti`...))
-	if err := ca.RenewCRL(now); err == nil {
-		t.Error("a list was made from half a log")
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.RenewCRL(now); fault.ReasonOf(err) != fault.NotFound {
+		t.Errorf("a list was made from no database: %v", err)
+	}
+}
+
+func TestADamagedDatabaseIsRefused(t *testing.T) {
+	page := os.Getpagesize()
+	for name, damage := range map[string]func([]byte) []byte{
+		"a beginning":     func(data []byte) []byte { return data[:2*page] },
+		"nothing":         func([]byte) []byte { return nil },
+		"rubbish":         func([]byte) []byte { return bytes.Repeat([]byte("x"), 1<<15) },
+		"no page of data": func(data []byte) []byte { return append(data[:2*page:2*page], make([]byte, len(data))...) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca := quick(t, pki.InitOptions{})
+			path := filepath.Join(ca.Dir(), "ca.db")
+			if err := os.WriteFile(path, damage(readFile(t, path)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := ca.RenewCRL(now); fault.ReasonOf(err) != fault.Internal || !strings.Contains(err.Error(), "the CA's database is damaged") {
+					t.Error(err)
+				}
+			}
+			if n := crl(t, ca, pki.AgentCRL, ca.Agent()).Number.Int64(); n != 1 {
+				t.Errorf("list %d was made", n)
+			}
+		})
 	}
 }
 
@@ -564,7 +592,7 @@ func TestTheStarterPolicyIsAccepted(t *testing.T) {
 				t.Error(err)
 			}
 			cfg := nodeconfig.Verify{Policy: path, Trust: filepath.Join(dir, "trust"), State: filepath.Join(dir, "state")}
-			v, err := verifier.Open(cfg, testpki.Clock)
+			v, err := verifier.Open(cfg, testpki.Clock, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

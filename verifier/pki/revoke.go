@@ -1,11 +1,11 @@
 package pki
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/json"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"math/big"
 	"strings"
 	"time"
@@ -72,6 +72,12 @@ type Record struct {
 	// Revoked is zero for a certificate that is not revoked.
 	Revoked time.Time `json:"revoked,omitzero"`
 	Reason  string    `json:"reason,omitempty"`
+	// InvalidSince is when the key was lost, as far as whoever revoked it knew.
+	InvalidSince time.Time `json:"invalid_since,omitzero"`
+	// RenewedFrom is the serial of the certificate that asked for this one.
+	RenewedFrom string `json:"renewed_from,omitempty"`
+	// Key is the hash of the public key, as SubjectPublicKeyInfo.
+	Key string `json:"key,omitempty"`
 }
 
 func record(c *x509.Certificate) *Record {
@@ -79,6 +85,7 @@ func record(c *x509.Certificate) *Record {
 		Serial: serialText(c.SerialNumber), Subject: c.Subject.String(), Issuer: c.Issuer.String(),
 		Email:     strings.Join(c.EmailAddresses, ","),
 		NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(), Fingerprint: fingerprint(c),
+		Key: hashOf(c.RawSubjectPublicKeyInfo),
 	}
 }
 
@@ -98,62 +105,28 @@ type event struct {
 	Number *big.Int `json:"number,omitempty"`
 }
 
-func (ca *CA) readLog() ([]event, error) {
-	data, err := ca.read(logFile, maxLogBytes)
-	if err != nil {
-		return nil, err
-	}
-	var events []event
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	for dec.More() {
-		var e event
-		if err := dec.Decode(&e); err != nil {
-			return nil, fault.Wrap(err, fault.Internal, ca.path(logFile), "entry %d is malformed", len(events)+1)
-		}
-		events = append(events, e)
-	}
-	return events, nil
-}
-
-// appendLog writes the log anew with e at its end, so that no reader ever sees
-// half an entry.
-func (ca *CA) appendLog(e event) error {
-	old, err := ca.read(logFile, maxLogBytes)
-	if err != nil && fault.ReasonOf(err) != fault.NotFound {
-		return err
-	}
-	e.Time = e.Time.UTC()
-	line, err := json.Marshal(e)
-	if err != nil {
-		return fault.Wrap(err, fault.Internal, logFile, "cannot encode an entry")
-	}
-	data := append(append(bytes.Clone(old), line...), '\n')
-	if err := atomicfile.Write(ca.path(logFile), data, 0o600); err != nil {
-		return fault.Wrap(err, fault.AccessDenied, ca.path(logFile), "cannot be written")
-	}
-	return nil
-}
-
 // Issued lists the CA's certificates, oldest first, with what became of them.
 func (ca *CA) Issued() ([]Record, error) {
-	events, err := ca.readLog()
+	var all []Record
+	err := ca.view(func(d database) error {
+		at := map[string]int{}
+		_, err := d.each(func(_ []byte, e *entry) error {
+			switch {
+			case e.Record == nil:
+			case e.Event == issued:
+				at[e.Serial] = len(all)
+				all = append(all, *e.Record)
+			case e.Event == revoked:
+				if i, ok := at[e.Serial]; ok {
+					all[i] = *e.Record
+				}
+			}
+			return nil
+		})
+		return err
+	})
 	if err != nil {
 		return nil, err
-	}
-	var all []Record
-	at := map[string]int{}
-	for _, e := range events {
-		switch {
-		case e.Record == nil:
-		case e.Event == issued:
-			at[e.Serial] = len(all)
-			all = append(all, *e.Record)
-		case e.Event == revoked:
-			if i, ok := at[e.Serial]; ok {
-				all[i].Revoked, all[i].Reason = e.Revoked, e.Reason
-			}
-		}
 	}
 	return all, nil
 }
@@ -168,49 +141,53 @@ func ParseSerial(s string) (*big.Int, error) {
 	return n, nil
 }
 
-// Revoke revokes a certificate of this CA and writes a fresh list with the next
-// number. Revoking the agent CA needs the root key. Reasons:
-// [fault.NotFound] for a serial that this CA did not issue, [fault.Exists] for
-// one that is revoked already.
+// Revoke is [CA.RevokeSince] for a certificate that was good until now.
 func (ca *CA) Revoke(serial *big.Int, reason Reason, now time.Time) error {
+	return ca.RevokeSince(serial, reason, time.Time{}, now)
+}
+
+// RevokeSince revokes a certificate of this CA and publishes a list with the next
+// number. since is when its key was lost, if that is known: lists carry it as the
+// entry's invalidity date. Revoking the agent CA needs the root key. A key that
+// was compromised is certified no more. Reasons: [fault.NotFound] for a serial
+// that this CA did not issue, [fault.Exists] for one that is revoked already.
+func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) error {
 	if reason.String() == "" {
 		return fault.New(fault.Usage, "reason", "%d is not one that this CA knows", int(reason))
-	}
-	unlock, err := ca.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	all, err := ca.Issued()
-	if err != nil {
-		return err
-	}
-	text := serialText(serial)
-	var found *Record
-	for i := range all {
-		if all[i].Serial == text {
-			found = &all[i]
-		}
-	}
-	switch {
-	case found == nil:
-		return fault.New(fault.NotFound, "serial number "+text, "is none that this CA issued")
-	case !found.Revoked.IsZero():
-		return fault.New(fault.Exists, found.Subject, "was revoked at %s already", found.Revoked.Format(time.RFC3339))
 	}
 	a := ca.agentAuthority()
 	if serial.Cmp(ca.agent.SerialNumber) == 0 {
 		a = ca.rootAuthority()
 	}
-	// The key first: without it nothing shall be in the log.
 	if _, err := a.key(); err != nil {
 		return err
 	}
-	found.Revoked, found.Reason = now.UTC(), reason.String()
-	if err := ca.appendLog(event{Event: revoked, Time: now, Record: found}); err != nil {
+	err := ca.update(func(d database) error {
+		text := serialText(serial)
+		c, err := d.find(text)
+		switch {
+		case err != nil:
+			return err
+		case c == nil:
+			return fault.New(fault.NotFound, "serial number "+text, "is none that this CA issued")
+		case !c.Revoked.IsZero():
+			return fault.New(fault.Exists, c.Subject, "was revoked at %s already", c.Revoked.Format(time.RFC3339))
+		case !since.IsZero() && (since.After(now) || since.Before(c.NotBefore)):
+			return fault.New(fault.Usage, "invalidity date", "%s is not between %s, when the certificate began, and now", since.UTC().Format(time.RFC3339), c.NotBefore.Format(time.RFC3339))
+		}
+		c.Revoked, c.Reason = now.UTC(), reason.String()
+		if !since.IsZero() {
+			c.InvalidSince = since.UTC().Truncate(time.Second)
+		}
+		if err := d.revoke(c.Record, now); err != nil {
+			return err
+		}
+		return ca.makeList(d, a, now)
+	})
+	if err != nil {
 		return err
 	}
-	return ca.writeCRL(a, now)
+	return ca.publish(a)
 }
 
 // authority is one of the two issuers, as far as its list is concerned.
@@ -241,39 +218,54 @@ func (ca *CA) RenewCRL(now time.Time) error { return ca.renew(ca.agentAuthority(
 func (ca *CA) RenewRootCRL(now time.Time) error { return ca.renew(ca.rootAuthority(), now) }
 
 func (ca *CA) renew(a authority, now time.Time) error {
-	unlock, err := ca.lock()
-	if err != nil {
+	if _, err := a.key(); err != nil {
 		return err
 	}
-	defer unlock()
-	return ca.writeCRL(a, now)
+	if err := ca.update(func(d database) error { return ca.makeList(d, a, now) }); err != nil {
+		return err
+	}
+	return ca.publish(a)
 }
 
-// writeCRL makes the list from the log. The caller holds the lock, or the
-// directory is not yet in place.
-func (ca *CA) writeCRL(a authority, now time.Time) error {
+// list is what the database holds of an authority's list.
+type list struct {
+	// Number is the highest that was ever used.
+	Number *big.Int `json:"number"`
+	DER    []byte   `json:"der,omitempty"`
+}
+
+// makeList makes the next list. Number and list are one transaction: a number
+// that was not used up was never seen.
+func (ca *CA) makeList(d database, a authority, now time.Time) error {
 	key, err := a.key()
 	if err != nil {
 		return err
 	}
-	events, err := ca.readLog()
+	var last list
+	if _, err := d.get(listBucket, []byte(a.file), &last); err != nil {
+		return err
+	}
+	if last.Number == nil {
+		last.Number = new(big.Int)
+	}
+	if err := ca.adopt(d, a, last.Number, now); err != nil {
+		return err
+	}
+	entries, err := d.entriesOf(a)
 	if err != nil {
 		return err
 	}
-	number, err := ca.lastNumber(a, events)
+	since, err := asn1.MarshalWithParams(a.cert.NotBefore.UTC(), "generalized")
 	if err != nil {
-		return err
+		return fault.Wrap(err, fault.Internal, a.file, "cannot make the revocation list")
 	}
-	number.Add(number, big.NewInt(1))
-	entries, err := entriesOf(a, events)
-	if err != nil {
-		return err
-	}
+	number := new(big.Int).Add(last.Number, big.NewInt(1))
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number:                    number,
 		ThisUpdate:                now,
 		NextUpdate:                now.Add(a.life),
 		RevokedCertificateEntries: entries,
+		ExtraExtensions:           []pkix.Extension{{Id: oidExpiredSince, Value: since}},
 	}, a.cert, key)
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, a.file, "cannot make the revocation list")
@@ -281,59 +273,166 @@ func (ca *CA) writeCRL(a authority, now time.Time) error {
 	if len(der) > limits.CRLBytes {
 		return fault.New(fault.ResourceLimit, a.file, "is over %d bytes", limits.CRLBytes)
 	}
-	// The number is spent before the list is out, so that it is never used twice.
-	if err := ca.appendLog(event{Event: listed, Time: now, List: a.file, Number: number}); err != nil {
+	if err := d.append(event{Event: listed, Time: now, List: a.file, Number: number}); err != nil {
 		return err
 	}
-	if err := atomicfile.Write(ca.path(a.file), der, 0o644); err != nil {
-		return fault.Wrap(err, fault.AccessDenied, ca.path(a.file), "cannot be written")
+	return d.put(listBucket, []byte(a.file), list{Number: number, DER: der})
+}
+
+// adopt learns from the published list where it is newer than the database, which
+// was then put back from an old copy: its number is not used again, and what it
+// revokes stays revoked. last is raised to its number.
+func (ca *CA) adopt(d database, a authority, last *big.Int, now time.Time) error {
+	published, err := ca.published(a)
+	if err != nil || published == nil || published.Number.Cmp(last) <= 0 {
+		return err
+	}
+	last.Set(published.Number)
+	for _, e := range published.RevokedCertificateEntries {
+		serial := serialText(e.SerialNumber)
+		if d.tx.Bucket(revokedBucket).Get([]byte(serial)) != nil {
+			continue
+		}
+		c, err := d.find(serial)
+		if err != nil {
+			return err
+		}
+		if c == nil {
+			// It was issued after the copy was made: all that is known is its number.
+			c = &certificate{Record: &Record{Serial: serial, Issuer: a.cert.Subject.String()}}
+			if err := d.append(event{Event: issued, Time: now, Record: c.Record}); err != nil {
+				return err
+			}
+			if err := d.put(certificateBucket, []byte(serial), c); err != nil {
+				return err
+			}
+		}
+		c.Revoked, c.Reason = e.RevocationTime.UTC(), Reason(e.ReasonCode).String()
+		if c.Reason == "" {
+			c.Reason = Unspecified.String()
+		}
+		if err := d.revoke(c.Record, now); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// lastNumber is the highest number in the log and in the list on disk: either
-// may have been restored from an old copy.
-func (ca *CA) lastNumber(a authority, events []event) (*big.Int, error) {
-	last := new(big.Int)
-	for _, e := range events {
-		if e.Event == listed && e.List == a.file && e.Number != nil && e.Number.Cmp(last) > 0 {
-			last.Set(e.Number)
-		}
-	}
+// published is the authority's list as it lies on disk; nil if there is none, or
+// what is there is not a list of this authority.
+func (ca *CA) published(a authority) (*x509.RevocationList, error) {
 	data, err := ca.read(a.file, limits.CRLBytes)
 	if fault.ReasonOf(err) == fault.NotFound {
-		return last, nil
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	list, err := x509.ParseRevocationList(data)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, ca.path(a.file), "is malformed")
+	l, err := x509.ParseRevocationList(data)
+	if err != nil || l.Number == nil || l.CheckSignatureFrom(a.cert) != nil {
+		return nil, nil //nolint:nilerr // the database's list takes its place
 	}
-	if list.Number != nil && list.Number.Cmp(last) > 0 {
-		last.Set(list.Number)
-	}
-	return last, nil
+	return l, nil
 }
+
+// publish writes the authority's list of the database to where it is fetched
+// from, unless it is there.
+func (ca *CA) publish(a authority) error {
+	return ca.view(func(d database) error {
+		var l list
+		if found, err := d.get(listBucket, []byte(a.file), &l); err != nil || !found || l.DER == nil {
+			return err
+		}
+		there, err := ca.published(a)
+		if err != nil || (there != nil && there.Number.Cmp(l.Number) >= 0) {
+			return err
+		}
+		if err := atomicfile.Write(ca.path(a.file), l.DER, 0o644); err != nil {
+			return fault.Wrap(err, fault.AccessDenied, ca.path(a.file), "cannot be written")
+		}
+		return nil
+	})
+}
+
+// Refresh does what is due: it publishes lists that a process which was killed
+// left in the database, and makes a list of the agent CA anew when half of its
+// life is over, or a newer one than the database knows lies on disk. It tells
+// when the list that is then published ends.
+func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
+	if err := ca.publish(ca.rootAuthority()); err != nil {
+		return time.Time{}, err
+	}
+	a := ca.agentAuthority()
+	due := false
+	err = ca.view(func(d database) error {
+		var l list
+		if _, err := d.get(listBucket, []byte(a.file), &l); err != nil {
+			return err
+		}
+		there, err := ca.published(a)
+		if err != nil {
+			return err
+		}
+		newer := there != nil && l.Number != nil && there.Number.Cmp(l.Number) > 0
+		if current, err := x509.ParseRevocationList(l.DER); err == nil && !newer {
+			until = current.NextUpdate
+		}
+		due = !now.Before(until.Add(-a.life / 2))
+		return nil
+	})
+	if err != nil {
+		return time.Time{}, err
+	}
+	if !due {
+		return until, ca.publish(a)
+	}
+	return now.Add(a.life), ca.RenewCRL(now)
+}
+
+// RootListEnd is until when the root's published list counts; zero if there is
+// none. Only the root's key makes another.
+func (ca *CA) RootListEnd() (time.Time, error) {
+	l, err := ca.published(ca.rootAuthority())
+	if err != nil || l == nil {
+		return time.Time{}, err
+	}
+	return l.NextUpdate, nil
+}
+
+// oidInvalidityDate is RFC 5280's extension of a list's entry, §5.3.2.
+var oidInvalidityDate = asn1.ObjectIdentifier{2, 5, 29, 24}
+
+// oidExpiredSince is X.509's expiredCertsOnCRL: the list says that it keeps what
+// expired since.
+var oidExpiredSince = asn1.ObjectIdentifier{2, 5, 29, 60}
 
 // entriesOf lists what the authority revoked. Entries stay after the
 // certificate expired: a signature's time is only its signer's word.
-func entriesOf(a authority, events []event) ([]x509.RevocationListEntry, error) {
+func (d database) entriesOf(a authority) ([]x509.RevocationListEntry, error) {
 	var entries []x509.RevocationListEntry
-	for _, e := range events {
-		if e.Event != revoked || e.Record == nil || e.Issuer != a.cert.Subject.String() {
-			continue
+	err := d.tx.Bucket(revokedBucket).ForEach(func(_, v []byte) error {
+		var r Record
+		if err := decodeEntry(revokedBucket, v, &r); err != nil || r.Issuer != a.cert.Subject.String() {
+			return err
 		}
-		serial, err := ParseSerial(e.Serial)
+		serial, err := ParseSerial(r.Serial)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		reason, err := ParseReason(e.Reason)
+		reason, err := ParseReason(r.Reason)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.Revoked, ReasonCode: int(reason)})
-	}
-	return entries, nil
+		e := x509.RevocationListEntry{SerialNumber: serial, RevocationTime: r.Revoked, ReasonCode: int(reason)}
+		if !r.InvalidSince.IsZero() {
+			when, err := asn1.MarshalWithParams(r.InvalidSince.UTC(), "generalized")
+			if err != nil {
+				return fault.Wrap(err, fault.Internal, "invalidity date", "cannot encode")
+			}
+			e.ExtraExtensions = []pkix.Extension{{Id: oidInvalidityDate, Value: when}}
+		}
+		entries = append(entries, e)
+		return nil
+	})
+	return entries, err
 }

@@ -7,5 +7,5 @@
 // the guest, through every value that reaches [Host]. Promise: a guest reaches
 // the host only through the imports it was given; memory never exceeds the
 // run's limit; [Run.Stop] interrupts running guest code within one loop turn or
-// call of it, but not a WASI call that blocks.
+// call of it, and a transfer of a file after its current step.
 package engine

@@ -16,16 +16,6 @@
 static const size_t RESERVATION = (size_t)4 << 30;
 static const size_t GUARD = (size_t)32 << 20;
 
-struct mt_memory {
-  uint8_t *map, *base;
-  size_t map_size, capacity;
-  size_t size;   // what the guest has
-  size_t opened; // what is not PROT_NONE; at least size
-  size_t kept;   // in the pool, what may have pages
-  mt_run *run;
-  struct mt_memory *next; // in the pool
-};
-
 // Memories that were used are kept for runs to come, up to so many and so many
 // bytes. None is used again before it is zero. What is small is overwritten and
 // keeps its pages: to get new ones costs many times as much. All else is given
@@ -338,15 +328,11 @@ mt_program *mt_program_new(wasm_engine_t *engine, wasmtime_module_t *module,
   p->module = module;
   p->imports = imports;
   p->abi_version = abi_version;
-  for (size_t i = 0; i < imports->size; i++)
-    p->funcs[i].number = -1; // the engine's WASI
   p->linker = wasmtime_linker_new(engine);
-  // Some of WASI's functions are the host's.
+  // A module may import a function twice.
   wasmtime_linker_allow_shadowing(p->linker, true);
   return p;
 }
-
-wasmtime_error_t *mt_program_wasi(mt_program *p) { return wasmtime_linker_define_wasi(p->linker); }
 
 // Import i is served by the host under that number.
 wasmtime_error_t *mt_program_host(mt_program *p, size_t i, int number, int kind) {
@@ -392,17 +378,25 @@ mt_run *mt_run_new(const mt_program *program, uintptr_t handle, size_t memory_li
   return run;
 }
 
-wasmtime_error_t *mt_run_wasi(mt_run *run, wasi_config_t *config) {
-  mt_in_engine = 1;
-  wasmtime_error_t *err = wasmtime_context_set_wasi(run->ctx, config);
-  mt_in_engine = 0;
-  return err;
-}
-
 uint8_t *mt_run_memory(mt_run *run, size_t *size) {
   // A module has one memory at most, and it is exported.
   *size = run->memory != NULL ? run->memory->size : 0;
   return run->memory != NULL ? run->memory->base : NULL;
+}
+
+static int serve_read(mt_run *run, wasmtime_val_raw_t *values) {
+  struct mt_window *w = &run->window;
+  uint32_t ptr = (uint32_t)values[1].i32, cap = (uint32_t)values[2].i32;
+  size_t n = w->end - w->pos;
+  if (w->data == NULL || values[0].i32 != w->handle || n == 0 || cap == 0 ||
+      run->memory == NULL || (uint64_t)ptr + cap > run->memory->size)
+    return 0;
+  if (n > cap)
+    n = cap;
+  memcpy(run->memory->base + ptr, w->data + w->pos, n);
+  w->pos += n;
+  values[0].i32 = (int32_t)n;
+  return 1;
 }
 
 // fast serves what needs nothing of Go: 0 leaves it to [goHostCall], as it does
@@ -412,18 +406,7 @@ static int fast(mt_run *run, int kind, wasmtime_val_raw_t *values) {
     values[0].i32 = run->program->abi_version;
     return 1;
   }
-  struct mt_window *w = &run->window;
-  uint32_t ptr = (uint32_t)values[1].i32, cap = (uint32_t)values[2].i32;
-  size_t n = w->end - w->pos;
-  if (kind != MT_READ || w->data == NULL || values[0].i32 != w->handle || n == 0 || cap == 0 ||
-      run->memory == NULL || (uint64_t)ptr + cap > run->memory->size)
-    return 0;
-  if (n > cap)
-    n = cap;
-  memcpy(run->memory->base + ptr, w->data + w->pos, n);
-  w->pos += n;
-  values[0].i32 = (int32_t)n;
-  return 1;
+  return kind == MT_READ ? serve_read(run, values) : mt_serve_file(run, kind, values);
 }
 
 static wasm_trap_t *on_call(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values,
@@ -438,9 +421,7 @@ static wasm_trap_t *on_call(void *env, wasmtime_caller_t *caller, wasmtime_val_r
   run->ctx = ctx;
   size_t size;
   uint8_t *base = mt_run_memory(run, &size);
-  mt_in_engine = 0;
   int trapped = goHostCall(run->handle, func->number, values, n, base, size);
-  mt_in_engine = 1;
   if (trapped == 0)
     return NULL;
   static const char text[] = "trap raised by the host";
@@ -512,16 +493,9 @@ static wasmtime_error_t *instantiate_each(mt_run *run, wasm_trap_t **trap) {
     return wasmtime_error_new("the system has no memory left");
   for (size_t i = 0; i < n; i++) {
     const wasm_importtype_t *im = p->imports->data[i];
-    const wasm_name_t *module = wasm_importtype_module(im), *name = wasm_importtype_name(im);
-    if (p->funcs[i].number >= 0) {
-      externs[i].kind = WASMTIME_EXTERN_FUNC;
-      wasmtime_func_new_unchecked(run->ctx, wasm_externtype_as_functype_const(wasm_importtype_type(im)),
-                                  on_call, &p->funcs[i], NULL, &externs[i].of.func);
-    } else if (!wasmtime_linker_get(p->linker, run->ctx, module->data, module->size, name->data,
-                                    name->size, &externs[i])) {
-      free(externs);
-      return wasmtime_error_new("the engine's WASI lacks an import");
-    }
+    externs[i].kind = WASMTIME_EXTERN_FUNC;
+    wasmtime_func_new_unchecked(run->ctx, wasm_externtype_as_functype_const(wasm_importtype_type(im)),
+                                on_call, &p->funcs[i], NULL, &externs[i].of.func);
   }
   wasmtime_error_t *err =
       wasmtime_instance_new(run->ctx, p->module, externs, n, &run->instance, trap);
@@ -534,11 +508,9 @@ int mt_run_instantiate(mt_run *run, mt_failure *failure) {
   const mt_program *p = run->program;
   run->ctx = wasmtime_store_context(run->store);
   instantiating = run;
-  mt_in_engine = 1;
   wasmtime_error_t *err =
       p->pre != NULL ? wasmtime_instance_pre_instantiate(p->pre, run->ctx, &run->instance, &trap)
                      : instantiate_each(run, &trap);
-  mt_in_engine = 0;
   instantiating = NULL;
   run->ctx = wasmtime_store_context(run->store);
   if (describe(trap, err, failure))
@@ -560,11 +532,8 @@ int mt_run_call(mt_run *run, const char *name, size_t len, const int32_t *arg, i
     in.of.i32 = *arg;
   wasm_trap_t *trap = NULL;
   wasmtime_context_t *ctx = run->ctx;
-  // A call from within a host function (mentat_alloc) was in the host's code.
-  mt_in_engine = 1;
   wasmtime_error_t *err = wasmtime_func_call(ctx, &func.of.func, &in, arg != NULL, &out,
                                              result != NULL, &trap);
-  mt_in_engine = 0;
   run->ctx = ctx;
   if (describe(trap, err, failure))
     return -1;
@@ -601,34 +570,6 @@ size_t mt_run_memory_used(mt_run *run) { return run->memory_used; }
 int mt_run_refused(mt_run *run) { return atomic_load(&run->refused); }
 
 void mt_run_delete(mt_run *run) {
-  mt_in_engine = 1; // what it closes may wait
   wasmtime_store_delete(run->store);
-  mt_in_engine = 0;
   free(run);
-}
-
-static ptrdiff_t host_write(void *env, int fd, const unsigned char *data, size_t n) {
-  mt_in_engine = 0;
-  ptrdiff_t wrote = goWrite((uintptr_t)env, fd, (void *)data, n);
-  mt_in_engine = 1;
-  return wrote;
-}
-
-static ptrdiff_t write_out(void *env, const unsigned char *data, size_t n) {
-  return host_write(env, 1, data, n);
-}
-
-static ptrdiff_t write_err(void *env, const unsigned char *data, size_t n) {
-  return host_write(env, 2, data, n);
-}
-
-void mt_wasi_outputs(wasi_config_t *config, uintptr_t handle, int custom_out, int custom_err) {
-  if (custom_out)
-    wasi_config_set_stdout_custom(config, write_out, (void *)handle, NULL);
-  else
-    wasi_config_inherit_stdout(config);
-  if (custom_err)
-    wasi_config_set_stderr_custom(config, write_err, (void *)handle, NULL);
-  else
-    wasi_config_inherit_stderr(config);
 }

@@ -1,7 +1,6 @@
 package engine
 
 /*
-#cgo LDFLAGS: -Wl,--wrap=pthread_create
 #include <stdlib.h>
 #include "engine.h"
 */
@@ -11,7 +10,6 @@ import (
 	"bytes"
 	"errors"
 	"math"
-	"slices"
 	"strings"
 	"sync"
 	"unsafe"
@@ -28,13 +26,6 @@ type Engine struct{ p *C.wasm_engine_t }
 
 // New makes an engine whose guests may use stack bytes of stack.
 func New(stack int) *Engine { return &Engine{C.mt_engine_new(C.size_t(stack))} }
-
-// LimitThreads bounds the threads that the engine makes for what may block in
-// WASI; those that there are stay.
-func (e *Engine) LimitThreads(n int) { C.mt_limit_threads(C.int(n)) }
-
-// Threads is how many the engine has made that are still there.
-func Threads() int { return int(C.mt_engine_threads()) }
 
 // Compile turns a WASM module into native code for this machine. The error says
 // why the engine refuses the module.
@@ -145,6 +136,9 @@ type Value struct{ bits [2]uint64 }
 // U32 reads an i32.
 func (v *Value) U32() uint32 { return uint32(v.bits[0]) }
 
+// U64 reads an i64.
+func (v *Value) U64() uint64 { return v.bits[0] }
+
 // I32 reads an i32 as signed.
 func (v *Value) I32() int32 { return int32(v.bits[0]) }
 
@@ -166,34 +160,7 @@ type Host interface {
 	// parameters and takes the result at index 0; memory is the guest's, valid
 	// until guest code runs again. False traps.
 	Call(number int, values []Value, memory []byte) bool
-	// Write takes what the guest writes to WASI's stdout (1) or stderr (2); it
-	// returns a negated errno if it does not take all of it.
-	Write(fd int, data []byte) int
 }
-
-// WASI configures WASI preview 1 for a run.
-type WASI struct {
-	Args     []string
-	Env      []string
-	Preopens []Preopen
-	// StdinFile is a file to read from, InheritStdin the process's own stdin;
-	// with neither StdinData is all there is.
-	StdinFile    string
-	InheritStdin bool
-	StdinData    []byte
-	// InheritStdout and InheritStderr bypass [Host.Write], so that the guest
-	// sees a terminal where there is one.
-	InheritStdout, InheritStderr bool
-}
-
-// Preopen is a directory the guest may use.
-type Preopen struct {
-	Host, Guest string
-	ReadOnly    bool
-}
-
-// UseWASI in [Served.Number] is the engine's own WASI.
-const UseWASI = -1
 
 // Program is a module whose imports are resolved: what its runs share.
 type Program struct {
@@ -201,8 +168,8 @@ type Program struct {
 	p *C.mt_program
 }
 
-// Served says who serves an import: the host, by the number that [Host.Call]
-// gets, or, if it is [UseWASI], the engine's own WASI.
+// Served says how an import is served: by the host under the number that
+// [Host.Call] gets, or without it where the kind can.
 type Served struct {
 	Number int
 	Kind   Kind
@@ -211,16 +178,22 @@ type Served struct {
 // Kind is what is served without the host where that is possible.
 type Kind int
 
-// The kinds. ServesRead needs a [Window] to read from.
+// The kinds. ServesRead needs a [Window] to read from, those of descriptors a file
+// ([Run.ServeFile]).
 const (
-	ServesOther   Kind = C.MT_OTHER
-	ServesVersion Kind = C.MT_VERSION
-	ServesRead    Kind = C.MT_READ
+	ServesOther    Kind = C.MT_OTHER
+	ServesVersion  Kind = C.MT_VERSION
+	ServesRead     Kind = C.MT_READ
+	ServesFDRead   Kind = C.MT_FD_READ
+	ServesFDWrite  Kind = C.MT_FD_WRITE
+	ServesFDPread  Kind = C.MT_FD_PREAD
+	ServesFDPwrite Kind = C.MT_FD_PWRITE
+	ServesFDSeek   Kind = C.MT_FD_SEEK
+	ServesFDTell   Kind = C.MT_FD_TELL
 )
 
 // Prepare resolves the imports, each as served says; version is what functions of
-// kind [ServesVersion]
-// return. The module must stay open while the program lives.
+// kind [ServesVersion] return. The module must stay open while the program lives.
 func (m *Module) Prepare(served []Served, version int32) (*Program, error) {
 	if len(served) != int(m.imports.size) {
 		return nil, errors.New("every import must be served")
@@ -237,15 +210,7 @@ func (m *Module) Prepare(served []Served, version int32) (*Program, error) {
 }
 
 func (p *Program) link(served []Served) error {
-	if slices.ContainsFunc(served, func(s Served) bool { return s.Number == UseWASI }) {
-		if err := C.mt_program_wasi(p.p); err != nil {
-			return failed(err)
-		}
-	}
 	for i, s := range served {
-		if s.Number == UseWASI {
-			continue
-		}
 		if err := C.mt_program_host(p.p, C.size_t(i), C.int(s.Number), C.int(s.Kind)); err != nil {
 			return failed(err)
 		}
@@ -283,8 +248,6 @@ type RunConfig struct {
 	MemoryBytes   int64
 	TableElements int64
 	Host          Host
-	// WASI may be nil when no import uses it.
-	WASI *WASI
 }
 
 // Run is one instance with a store of its own. Its methods belong to one
@@ -314,93 +277,7 @@ func (p *Program) NewRun(c RunConfig) (*Run, error) {
 		r.slot.leave()
 		return nil, errors.New("out of memory")
 	}
-	if c.WASI == nil {
-		return r, nil
-	}
-	config, err := r.wasi(c.WASI)
-	if err == nil {
-		if werr := C.mt_run_wasi(r.p, config); werr != nil {
-			err = failed(werr)
-		}
-	}
-	if err != nil {
-		r.Close()
-		return nil, err
-	}
 	return r, nil
-}
-
-func (r *Run) wasi(w *WASI) (*C.wasi_config_t, error) {
-	config := C.wasi_config_new()
-	if err := r.fillWASI(config, w); err != nil {
-		C.wasi_config_delete(config)
-		return nil, err
-	}
-	return config, nil
-}
-
-func (r *Run) fillWASI(config *C.wasi_config_t, w *WASI) error {
-	args, free, err := cStrings(w.Args)
-	defer free()
-	if err != nil {
-		return errors.New("an argument holds a NUL byte")
-	}
-	if len(args) > 0 && !bool(C.wasi_config_set_argv(config, C.size_t(len(args)), &args[0])) {
-		return errors.New("an argument is not UTF-8")
-	}
-	var names, values []string
-	for _, kv := range w.Env {
-		name, value, _ := strings.Cut(kv, "=")
-		names, values = append(names, name), append(values, value)
-	}
-	cNames, free, err := cStrings(names)
-	defer free()
-	cValues, freeValues, err2 := cStrings(values)
-	defer freeValues()
-	if err != nil || err2 != nil {
-		return errors.New("an environment variable holds a NUL byte")
-	}
-	if len(names) > 0 && !bool(C.wasi_config_set_env(config, C.size_t(len(names)), &cNames[0], &cValues[0])) {
-		return errors.New("an environment variable is not UTF-8")
-	}
-	for _, p := range w.Preopens {
-		if err := preopen(config, p); err != nil {
-			return err
-		}
-	}
-	switch {
-	case w.StdinFile != "":
-		names, free, err := cStrings([]string{w.StdinFile})
-		defer free()
-		if err != nil || !bool(C.wasi_config_set_stdin_file(config, names[0])) {
-			return errors.New("cannot open the input " + w.StdinFile)
-		}
-	case w.InheritStdin:
-		C.wasi_config_inherit_stdin(config)
-	default:
-		var data C.wasm_byte_vec_t
-		C.wasm_byte_vec_new(&data, C.size_t(len(w.StdinData)), (*C.wasm_byte_t)(unsafe.Pointer(unsafe.SliceData(w.StdinData))))
-		C.wasi_config_set_stdin_bytes(config, &data)
-	}
-	C.mt_wasi_outputs(config, C.uintptr_t(r.slot), cBool(!w.InheritStdout), cBool(!w.InheritStderr))
-	return nil
-}
-
-func preopen(config *C.wasi_config_t, p Preopen) error {
-	paths, free, err := cStrings([]string{p.Host, p.Guest})
-	defer free()
-	if err != nil {
-		return errors.New("a directory's name holds a NUL byte")
-	}
-	dir, file := C.size_t(C.MT_DIR_PERMS_READ), C.size_t(C.MT_FILE_PERMS_READ)
-	if !p.ReadOnly {
-		dir |= C.MT_DIR_PERMS_WRITE
-		file |= C.MT_FILE_PERMS_WRITE
-	}
-	if !bool(C.wasi_config_preopen_dir(config, paths[0], paths[1], dir, file)) {
-		return errors.New("cannot open the directory " + p.Host)
-	}
-	return nil
 }
 
 // Instantiate makes the instance, which runs the module's start function if it
@@ -577,22 +454,6 @@ func innermost(report string) string {
 	return strings.Join(parts, " ")
 }
 
-func cStrings(list []string) ([]*C.char, func(), error) {
-	out := make([]*C.char, 0, len(list))
-	free := func() {
-		for _, p := range out {
-			C.free(unsafe.Pointer(p))
-		}
-	}
-	for _, s := range list {
-		if strings.ContainsRune(s, 0) {
-			return nil, free, errors.New("NUL byte")
-		}
-		out = append(out, C.CString(s))
-	}
-	return out, free, nil
-}
-
 func cBool(b bool) C.int {
 	if b {
 		return 1
@@ -613,16 +474,4 @@ func goHostCall(handle C.uintptr_t, number C.int, values *C.wasmtime_val_raw_t, 
 		return 0
 	}
 	return 1
-}
-
-//export goWrite
-func goWrite(handle C.uintptr_t, fd C.int, data unsafe.Pointer, n C.size_t) (wrote C.ptrdiff_t) {
-	r := slot(handle).run()
-	defer func() {
-		if p := recover(); p != nil {
-			r.panics = p
-			wrote = -5 // EIO
-		}
-	}()
-	return C.ptrdiff_t(r.host.Write(int(fd), unsafe.Slice((*byte)(data), int(n))))
 }

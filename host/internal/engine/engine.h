@@ -13,6 +13,17 @@
 
 typedef struct mt_run mt_run;
 
+// mt_memory is a guest's linear memory.
+struct mt_memory {
+  uint8_t *map, *base;
+  size_t map_size, capacity;
+  size_t size;   // what the guest has
+  size_t opened; // what is not PROT_NONE; at least size
+  size_t kept;   // in the pool, what may have pages
+  mt_run *run;
+  struct mt_memory *next; // in the pool
+};
+
 // mt_import is one import of a module. The pointers live as long as the list.
 typedef struct mt_import {
   const char *module, *name;
@@ -42,6 +53,12 @@ struct mt_func {
 #define MT_OTHER 0
 #define MT_VERSION 1
 #define MT_READ 2
+#define MT_FD_READ 3
+#define MT_FD_WRITE 4
+#define MT_FD_PREAD 5
+#define MT_FD_PWRITE 6
+#define MT_FD_SEEK 7
+#define MT_FD_TELL 8
 
 // mt_window is what is there to be read of a handle. The bytes are Go's, which
 // keeps them in their place as long as they are here; pos is moved on both sides,
@@ -51,6 +68,19 @@ struct mt_window {
   const uint8_t *data; // NULL when there is none
   size_t pos, end;
 };
+
+// The descriptors that a run may have open.
+#define MT_FILES 512
+
+// mt_file is a regular file under a descriptor of the guest's. Go opens and
+// closes it, on the thread that runs the guest.
+struct mt_file {
+  int fd;
+  int may; // MT_MAY_READ and MT_MAY_WRITE; 0 when there is none
+};
+
+#define MT_MAY_READ 1
+#define MT_MAY_WRITE 2
 
 // mt_program is what the runs of a module share: its imports, resolved once.
 typedef struct mt_program {
@@ -73,15 +103,12 @@ struct mt_run {
   wasmtime_instance_t instance;
   struct mt_memory *memory; // NULL before the instance has one
   struct mt_window window;
+  struct mt_file files[MT_FILES];
+  int io_error; // the errno of a call that the system refused
   size_t memory_limit, memory_used;
   atomic_int refused; // a memory did not get the size it asked for
   atomic_int stop;
 };
-
-// Set while a thread runs the engine's code and not the host's.
-extern _Thread_local int mt_in_engine;
-void mt_limit_threads(int most);
-int mt_engine_threads(void);
 
 wasm_engine_t *mt_engine_new(size_t max_stack);
 void mt_engine_keep(size_t memories, size_t bytes);
@@ -91,13 +118,11 @@ int mt_export_at(const wasm_exporttype_vec_t *, size_t, const char **, size_t *)
 
 mt_program *mt_program_new(wasm_engine_t *, wasmtime_module_t *, const wasm_importtype_vec_t *,
                            int32_t abi_version);
-wasmtime_error_t *mt_program_wasi(mt_program *);
 wasmtime_error_t *mt_program_host(mt_program *, size_t import, int number, int kind);
 wasmtime_error_t *mt_program_ready(mt_program *, int named_twice);
 void mt_program_delete(mt_program *);
 
 mt_run *mt_run_new(const mt_program *, uintptr_t handle, size_t memory_limit, int64_t table_elements);
-wasmtime_error_t *mt_run_wasi(mt_run *, wasi_config_t *);
 int mt_run_instantiate(mt_run *, mt_failure *);
 int mt_run_call(mt_run *, const char *, size_t, const int32_t *arg, int32_t *result, mt_failure *);
 int mt_run_global(mt_run *, const char *, size_t, int64_t *);
@@ -107,7 +132,7 @@ size_t mt_run_memory_used(mt_run *);
 size_t mt_memory_in_use(void);
 int mt_run_refused(mt_run *);
 void mt_run_delete(mt_run *);
-void mt_wasi_outputs(wasi_config_t *, uintptr_t handle, int custom_out, int custom_err);
+int mt_serve_file(mt_run *, int kind, wasmtime_val_raw_t *);
 char *mt_error_text(wasmtime_error_t *, size_t *);
 
 #endif // MENTAT_ENGINE_H

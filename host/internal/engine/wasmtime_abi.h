@@ -33,7 +33,6 @@ typedef struct wasmtime_context wasmtime_context_t;
 typedef struct wasmtime_caller wasmtime_caller_t;
 typedef struct wasmtime_linker wasmtime_linker_t;
 typedef struct wasmtime_instance_pre wasmtime_instance_pre_t;
-typedef struct wasi_config_t wasi_config_t;
 
 typedef char wasm_byte_t;
 typedef struct wasm_byte_vec_t {
@@ -67,8 +66,6 @@ typedef uint8_t wasmtime_valkind_t;
 typedef uint8_t wasmtime_extern_kind_t;
 typedef uint8_t wasmtime_trap_code_t;
 typedef uint8_t wasmtime_update_deadline_kind_t;
-typedef size_t wasi_dir_perms;
-typedef size_t wasi_file_perms;
 
 typedef struct wasmtime_func {
   uint64_t store_id;
@@ -170,10 +167,6 @@ typedef struct wasmtime_memory_creator {
 #define MT_UPDATE_DEADLINE_CONTINUE 0
 #define MT_WASM_EXTERN_FUNC 0
 #define MT_WASM_EXTERN_GLOBAL 1
-#define MT_DIR_PERMS_READ 1
-#define MT_DIR_PERMS_WRITE 2
-#define MT_FILE_PERMS_READ 1
-#define MT_FILE_PERMS_WRITE 2
 
 _Static_assert(sizeof(wasm_byte_vec_t) == 16, "wasm_byte_vec_t");
 _Static_assert(sizeof(wasmtime_func_t) == 16, "wasmtime_func_t");
@@ -244,7 +237,6 @@ const wasm_functype_t *wasm_externtype_as_functype_const(const wasm_externtype_t
 const wasm_valtype_vec_t *wasm_functype_params(const wasm_functype_t *);
 const wasm_valtype_vec_t *wasm_functype_results(const wasm_functype_t *);
 wasm_valkind_t wasm_valtype_kind(const wasm_valtype_t *);
-void wasm_byte_vec_new(wasm_byte_vec_t *, size_t, wasm_byte_t const[]);
 void wasm_byte_vec_delete(wasm_byte_vec_t *);
 
 // Stores, instances and calls.
@@ -260,7 +252,6 @@ void wasmtime_store_epoch_deadline_callback(
     void *, void (*)(void *));
 wasmtime_linker_t *wasmtime_linker_new(wasm_engine_t *);
 void wasmtime_linker_delete(wasmtime_linker_t *);
-wasmtime_error_t *wasmtime_linker_define_wasi(wasmtime_linker_t *);
 void wasmtime_linker_allow_shadowing(wasmtime_linker_t *, bool);
 wasmtime_error_t *wasmtime_linker_define_func_unchecked(wasmtime_linker_t *, const char *, size_t,
                                                         const char *, size_t, const wasm_functype_t *,
@@ -272,8 +263,6 @@ void wasmtime_instance_pre_delete(wasmtime_instance_pre_t *);
 wasmtime_error_t *wasmtime_instance_pre_instantiate(const wasmtime_instance_pre_t *,
                                                     wasmtime_context_t *, wasmtime_instance_t *,
                                                     wasm_trap_t **);
-bool wasmtime_linker_get(const wasmtime_linker_t *, wasmtime_context_t *, const char *, size_t,
-                         const char *, size_t, wasmtime_extern_t *);
 void wasmtime_func_new_unchecked(wasmtime_context_t *, const wasm_functype_t *,
                                  wasmtime_func_unchecked_callback_t, void *, void (*)(void *),
                                  wasmtime_func_t *);
@@ -301,25 +290,5 @@ void wasm_trap_delete(wasm_trap_t *);
 void wasm_frame_vec_delete(wasm_frame_vec_t *);
 uint32_t wasm_frame_func_index(const wasm_frame_t *);
 const wasm_name_t *wasmtime_frame_func_name(const wasm_frame_t *);
-
-// WASI preview 1.
-wasi_config_t *wasi_config_new(void);
-void wasi_config_delete(wasi_config_t *);
-bool wasi_config_set_argv(wasi_config_t *, size_t, const char *[]);
-bool wasi_config_set_env(wasi_config_t *, size_t, const char *[], const char *[]);
-bool wasi_config_set_stdin_file(wasi_config_t *, const char *);
-void wasi_config_set_stdin_bytes(wasi_config_t *, wasm_byte_vec_t *);
-void wasi_config_inherit_stdin(wasi_config_t *);
-void wasi_config_inherit_stdout(wasi_config_t *);
-void wasi_config_inherit_stderr(wasi_config_t *);
-void wasi_config_set_stdout_custom(wasi_config_t *,
-                                   ptrdiff_t (*)(void *, const unsigned char *, size_t), void *,
-                                   void (*)(void *));
-void wasi_config_set_stderr_custom(wasi_config_t *,
-                                   ptrdiff_t (*)(void *, const unsigned char *, size_t), void *,
-                                   void (*)(void *));
-bool wasi_config_preopen_dir(wasi_config_t *, const char *, const char *, wasi_dir_perms,
-                             wasi_file_perms);
-wasmtime_error_t *wasmtime_context_set_wasi(wasmtime_context_t *, wasi_config_t *);
 
 #endif // MENTAT_WASMTIME_ABI_H

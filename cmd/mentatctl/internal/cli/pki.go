@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"io/fs"
@@ -24,7 +25,9 @@ func (a *app) pkiCmd() *cobra.Command {
 		Use:   "pki",
 		Short: "Keep a certificate authority for signing agents",
 		Long: `Keep a small certificate authority in a directory: a root, an agent CA below it,
-the certificates of developers, and the revocation lists of both.
+the certificates of developers, and the revocation lists of both. serve offers it
+to others over HTTPS: token lets somebody in, request-cert and renew then need
+nothing but its address.
 
 The directory is --ca, else $` + caEnv + `, else ca in ~/.mentat/config.toml, else
 ~/.mentat/ca.`,
@@ -34,14 +37,23 @@ The directory is --ca, else $` + caEnv + `, else ca in ~/.mentat/config.toml, el
 		Args: subcommandWanted,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.pkiInitCmd(), a.pkiRequestCmd(), a.pkiRevokeCmd(), a.pkiCRLCmd(), a.pkiListCmd(), a.pkiPolicyCmd())
+	cmd.AddCommand(a.pkiInitCmd(), a.pkiRequestCmd(), a.pkiRevokeCmd(), a.pkiCRLCmd(), a.pkiListCmd(), a.pkiPolicyCmd(),
+		a.pkiServeCmd(), a.pkiTokenCmd(), a.pkiRenewCmd(), a.pkiExportCmd(), a.pkiLogCmd())
 	return cmd
 }
 
 // caFlags say which certificate authority is meant.
 type caFlags struct {
-	dir  string
-	pass passphraseFlags
+	dir       string
+	agentPass string
+	pass      passphraseFlags
+}
+
+// addKey adds what a command needs that uses the agent CA's key.
+func (f *caFlags) addKey(cmd *cobra.Command) {
+	f.add(cmd)
+	f.pass.add(cmd)
+	cmd.Flags().StringVar(&f.agentPass, "agent-passphrase-file", "", "the `FILE` with the passphrase of the agent CA's key")
 }
 
 func (f *caFlags) add(cmd *cobra.Command) {
@@ -55,11 +67,17 @@ func (a *app) openCA(ctx context.Context, f *caFlags) (*pki.CA, error) {
 	}
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, dir, "there is no certificate authority").
-			WithHint("mentatctl pki init makes one, --ca names another")
+			WithHint("mentatctl pki init makes one, --ca names another, --ca-url one that is served")
 	}
-	return pki.Open(dir, pki.OpenOptions{Passphrase: func() ([]byte, error) {
-		return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.RootKey))
-	}})
+	return pki.Open(dir, pki.OpenOptions{
+		Passphrase: func() ([]byte, error) { return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.RootKey)) },
+		AgentPassphrase: func() ([]byte, error) {
+			if f.agentPass != "" {
+				return secretFile(f.agentPass, "passphrase")
+			}
+			return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.AgentKey))
+		},
+	})
 }
 
 type pkiInitResult struct {
@@ -98,7 +116,9 @@ func (a *app) pkiInitCmd() *cobra.Command {
 first revocation list of each. Nothing that is there is overwritten.
 
 The root's key is encrypted when there is a passphrase. Move it off the machine
-once the agent CA exists: it is needed again only to renew the root's list.`,
+once the agent CA exists: it is needed again only to renew the root's list. The
+agent CA's key, which issues certificates, is encrypted by another passphrase, if
+--agent-passphrase-file names one.`,
 		Example: `  mentatctl pki init
   mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
@@ -114,6 +134,11 @@ once the agent CA exists: it is needed again only to renew the root's list.`,
 			if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
 				return err
 			}
+			if f.agentPass != "" {
+				if o.AgentPassphrase, err = secretFile(f.agentPass, "passphrase"); err != nil {
+					return err
+				}
+			}
 			o.Now = a.now()
 			progress := a.newProgress()
 			done := progress.Step("making keys")
@@ -125,8 +150,7 @@ once the agent CA exists: it is needed again only to renew the root's list.`,
 			return a.printer().Result(&pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings()})
 		},
 	}
-	f.add(cmd)
-	f.pass.add(cmd)
+	f.addKey(cmd)
 	cmd.Flags().StringVar(&o.Org, "org", "", "the organization's `NAME` in every certificate (default MentatLab)")
 	cmd.Flags().StringVar(&o.Country, "country", "", "the country's two-letter `CODE` in every certificate (default US)")
 	cmd.Flags().StringVar(&o.CRLURL, "crl-url", "", "the `URL` under which the files of DIR/crl will be published")
@@ -155,6 +179,7 @@ func (r *requestResult) Text(w *display.Writer) {
 
 func (a *app) pkiRequestCmd() *cobra.Command {
 	var f caFlags
+	var s serverFlags
 	var r pki.CertRequest
 	cmd := &cobra.Command{
 		Use:   "request-cert",
@@ -163,7 +188,15 @@ func (a *app) pkiRequestCmd() *cobra.Command {
 for it, and write both. Neither file may exist. The certificate's file holds the
 chain as sign wants it.
 
-The key is encrypted when there is a passphrase.`,
+The key is encrypted when there is a passphrase, and never leaves this machine. With
+--key pkcs11:token=LABEL;object=LABEL it is made in a PKCS #11 token and never leaves
+that; its PIN is the passphrase.
+
+A certificate authority that is served is named by --ca-url, else $` + caURLEnv + `, else
+ca_url in ~/.mentat/config.toml; --ca-root, $` + caRootEnv + ` or ca_root is the root that
+vouches for the server, if that is none that the system knows. It wants a token,
+which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the file that
+--token-file names, or entered when asked for.`,
 		Example: `  mentatctl pki request-cert \
     --email developer@mentatlab.com \
     --output ~/.mentat/signing.crt \
@@ -183,7 +216,7 @@ The key is encrypted when there is a passphrase.`,
 			if r.KeyFile == "" {
 				r.KeyFile = filepath.Join(dir, "signing.key")
 			}
-			ca, err := a.openCA(cmd.Context(), &f)
+			issuer, err := a.issuer(cmd, &f, &s, nil, nil)
 			if err != nil {
 				return err
 			}
@@ -193,22 +226,22 @@ The key is encrypted when there is a passphrase.`,
 					return fault.New(fault.Exists, path, "is there already and is not overwritten")
 				}
 			}
-			if r.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, r.KeyFile); err != nil {
-				return err
-			}
 			r.Now = a.now()
-			chain, err := ca.RequestCert(r)
+			chain, err := a.obtain(cmd.Context(), &r, &f.pass, func(key crypto.Signer) ([]*x509.Certificate, error) {
+				return issuer.enrol(cmd.Context(), key, r.LeafOptions)
+			})
 			if err != nil {
 				return err
 			}
 			return a.printer().Result(&requestResult{Header: display.Head("pki-request-cert"), Certificate: r.CertFile, Key: r.KeyFile, Leaf: infoOf(chain[0]), Issuer: chain[0].Issuer.String()})
 		},
 	}
-	f.add(cmd)
-	f.pass.add(cmd)
+	f.addKey(cmd)
+	s.add(cmd)
+	s.addToken(cmd)
 	cmd.Flags().StringVar(&r.Email, "email", "", "the developer's `EMAIL`, which policies name")
 	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the certificate and its chain (default ~/.mentat/signing.crt)")
-	cmd.Flags().StringVar(&r.KeyFile, "key", "", "the `FILE` for the key (default ~/.mentat/signing.key)")
+	cmd.Flags().StringVar(&r.KeyFile, "key", "", "the `FILE` for the key, or pkcs11:token=LABEL;object=LABEL (default ~/.mentat/signing.key)")
 	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
 	// --output is the specification's name for the certificate's file.
 	cmd.Flags().Var(&a.format, "format", "print the result as text or json")
@@ -221,25 +254,37 @@ type revokeResult struct {
 	Serial string `json:"serial"`
 	Reason string `json:"reason"`
 	List   string `json:"list"`
+	// InvalidSince is when the key was lost.
+	InvalidSince time.Time `json:"invalid_since,omitzero"`
+	// Renewed are the certificates that were renewed from it and still count.
+	Renewed []string `json:"renewed,omitempty"`
 }
 
 func (r *revokeResult) Text(w *display.Writer) {
 	w.Line("revoked %s", r.Serial)
 	w.Field("reason", "%s", r.Reason)
+	if !r.InvalidSince.IsZero() {
+		w.Field("invalid", "since %s", display.Date(r.InvalidSince))
+	}
 	w.Field("list", "%s", r.List)
+	w.List("warning: renewed from it and still good", r.Renewed)
 	w.Line("publish the list: nodes refuse the certificate once they have it")
 }
 
 func (a *app) pkiRevokeCmd() *cobra.Command {
 	var f caFlags
-	var reasonName string
+	var reasonName, sinceText string
 	cmd := &cobra.Command{
 		Use:   "revoke SERIAL|CERTIFICATE",
 		Short: "Revoke a certificate",
 		Long: `Revoke a certificate, named by its serial number or its file, and write a new
 revocation list. What it signed is refused from then on, also what it signed
-before.`,
+before.
+
+A key that was revoked as compromised is never certified again. Certificates that
+were renewed from this one are named: who had the key may have renewed it.`,
 		Example: `  mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise
+  mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise --invalid-since 2026-01-15
   mentatctl pki revoke 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3`,
 		Args: wantArgs(1, 1, "one serial number or certificate file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -255,19 +300,27 @@ before.`,
 			if err != nil {
 				return err
 			}
-			if err := ca.Revoke(serial, reason, a.now()); err != nil {
+			since, err := dateFlag("--invalid-since", sinceText)
+			if err != nil {
+				return err
+			}
+			if err := ca.RevokeSince(serial, reason, since, a.now()); err != nil {
+				return err
+			}
+			renewed, err := renewedFrom(ca, serial, a.now())
+			if err != nil {
 				return err
 			}
 			list := pki.AgentCRL
 			if serial.Cmp(ca.Agent().SerialNumber) == 0 {
 				list = pki.RootCRL
 			}
-			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: filepath.Join(ca.Dir(), filepath.FromSlash(list))})
+			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: filepath.Join(ca.Dir(), filepath.FromSlash(list)), InvalidSince: since, Renewed: renewed})
 		},
 	}
-	f.add(cmd)
-	f.pass.add(cmd)
+	f.addKey(cmd)
 	cmd.Flags().StringVar(&reasonName, "reason", "unspecified", "why, in RFC 5280's `WORD`: keyCompromise, superseded, affiliationChanged, cessationOfOperation, privilegeWithdrawn …")
+	cmd.Flags().StringVar(&sinceText, "invalid-since", "", "the `DATE` since when the key is not the holder's alone, like 2026-01-15 or 2026-01-15T10:30:00Z")
 	a.outputs(cmd)
 	return cmd
 }
@@ -358,8 +411,7 @@ whether their signers are revoked.`,
 			return a.printer().Result(r)
 		},
 	}
-	f.add(cmd)
-	f.pass.add(cmd)
+	f.addKey(cmd)
 	cmd.Flags().BoolVar(&root, "root", false, "write the root's list too")
 	cmd.Flags().BoolVar(&show, "show", false, "write nothing, show the lists")
 	a.outputs(cmd)

@@ -14,6 +14,7 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/notation"
 )
 
 type publishResult struct {
@@ -23,7 +24,9 @@ type publishResult struct {
 	Size      int64         `json:"size"`
 	Signed    bool          `json:"signed"`
 	Millis    int64         `json:"milliseconds"`
-	Warnings  []string      `json:"warnings,omitempty"`
+	// Attached are the digests of further signatures.
+	Attached []digest.Digest `json:"attached,omitempty"`
+	Warnings []string        `json:"warnings,omitempty"`
 }
 
 func (r *publishResult) Text(w *display.Writer) {
@@ -32,6 +35,9 @@ func (r *publishResult) Text(w *display.Writer) {
 	w.Field("size", "%s", display.Size(r.Size))
 	if !r.Signed {
 		w.Field("signed", "no: nodes that enforce a policy refuse it")
+	}
+	for _, d := range r.Attached {
+		w.Field("attached", "%s, for notation", d)
 	}
 	w.List("warning", r.Warnings)
 }
@@ -130,6 +136,10 @@ func (a *app) publish(ctx context.Context, name, ref string, unsigned bool, f *r
 				WithHint("sign it for this repository: image: in manifest.yaml, or sign --repository")
 		}
 	}
+	referrer, blobs, err := further(t)
+	if err != nil {
+		return nil, err
+	}
 	progress := a.newProgress()
 	defer progress.Close()
 	client, err := a.client(f, progress)
@@ -140,8 +150,33 @@ func (a *app) publish(ctx context.Context, name, ref string, unsigned bool, f *r
 	if err != nil {
 		return nil, err
 	}
+	if referrer != nil {
+		attached, err := client.Attach(ctx, ref, referrer, blobs)
+		if err != nil {
+			return nil, err
+		}
+		r.Attached = append(r.Attached, attached.Digest)
+	}
 	r.Digest, r.Millis = desc.Digest, a.now().Sub(begin).Milliseconds()
 	return r, nil
+}
+
+// further is the manifest of the Notary Project signature that was made with the
+// attestation, and its blobs; nil when there is none. One that does not fit the
+// artifact keeps everything from being pushed.
+func further(t *target) (raw []byte, blobs [][]byte, err error) {
+	if t.dir == nil {
+		return nil, nil, nil
+	}
+	envelope, err := t.dir.Notation(t.root.Digest)
+	if err != nil || envelope == nil {
+		return nil, nil, err
+	}
+	chain, at, err := notation.Chain(envelope, t.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	return notation.Referrer(t.root, envelope, chain, at)
 }
 
 type pullResult struct {

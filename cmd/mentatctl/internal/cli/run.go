@@ -28,6 +28,7 @@ import (
 	"github.com/mentatlab/mentat/manifest/module"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 type runOptions struct {
@@ -308,7 +309,7 @@ func cachedModule(ctx context.Context, from oci.Fetcher, desc ocispec.Descriptor
 
 // localVerifier trusts nobody, whatever the policy says.
 func (a *app) localVerifier(context.Context, *trustFlags) (*judgement, error) {
-	v, err := verifier.New(verifier.Config{Clock: a.now})
+	v, err := verifier.New(verifier.Config{Stamps: timestamp.Reader{}, Clock: a.now})
 	return &judgement{Verifier: v}, err
 }
 

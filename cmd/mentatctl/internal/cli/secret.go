@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -93,16 +95,34 @@ func (a *app) ask(ctx context.Context, prompt string) ([]byte, error) {
 
 // readSecret reads a secret from stdin; a line break at its end is not part of it.
 func (a *app) readSecret(what string) (string, error) {
-	data, err := limits.Read(a.stdin, maxSecret)
+	return secretFrom(a.stdin, "stdin", what)
+}
+
+func secretFrom(r io.Reader, name, what string) (string, error) {
+	data, err := limits.Read(r, maxSecret)
 	if err != nil {
-		return "", fault.Wrap(err, fault.Usage, "stdin", "cannot read the %s", what)
+		return "", fault.Wrap(err, fault.Usage, name, "cannot read the %s", what)
 	}
 	secret := strings.TrimRight(string(data), "\r\n")
 	switch {
 	case secret == "":
-		return "", fault.New(fault.Usage, "stdin", "holds no %s", what)
+		return "", fault.New(fault.Usage, name, "holds no %s", what)
 	case strings.ContainsAny(secret, "\r\n"):
-		return "", fault.New(fault.Usage, "stdin", "the %s has more than one line", what)
+		return "", fault.New(fault.Usage, name, "the %s has more than one line", what)
 	}
 	return secret, nil
+}
+
+// secretFile reads a secret from a file, or a pipe.
+func secretFile(path, what string) ([]byte, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, path, "there is no such file with the %s", what)
+	}
+	if err != nil {
+		return nil, fault.Wrap(err, fault.AccessDenied, path, "cannot read the %s", what)
+	}
+	defer f.Close()
+	secret, err := secretFrom(f, path, what)
+	return []byte(secret), err
 }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/agentdir"
@@ -18,6 +20,9 @@ import (
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/toolchain"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/notation"
+	"github.com/mentatlab/mentat/verifier/pki/pkcs11"
 )
 
 type signResult struct {
@@ -36,6 +41,12 @@ type signedAgent struct {
 	Issuer    string        `json:"issuer"`
 	Expires   time.Time     `json:"expires"`
 	BoundTo   string        `json:"bound_to,omitempty"`
+	// Stamped is the time that a time stamp authority vouches for.
+	Stamped time.Time `json:"stamped,omitzero"`
+	// Authority is the subject of its certificate.
+	Authority string `json:"timestamp_authority,omitempty"`
+	// Also are the formats of further signatures, which publish attaches.
+	Also []string `json:"also,omitempty"`
 }
 
 func (r *signResult) Text(w *display.Writer) {
@@ -50,6 +61,10 @@ func (r *signResult) Text(w *display.Writer) {
 		} else {
 			w.Field("bound to", "no repository: manifest.yaml names no image")
 		}
+		if !s.Stamped.IsZero() {
+			w.Field("stamped", "%s by %s", s.Stamped.Format(time.RFC3339), s.Authority)
+		}
+		w.List("also signed", s.Also)
 		w.Field("written to", "%s", s.Manifest)
 	}
 }
@@ -61,6 +76,8 @@ type signOptions struct {
 	algorithm  string
 	repository string
 	validFor   time.Duration
+	stamp      stampFlags
+	also, root string
 	pass       passphraseFlags
 	build      buildOptions
 }
@@ -75,6 +92,14 @@ manifest with everything that it names, and is bound to the agent's id, version
 and repository. It is stored in the artifact (DIR/.mentat/layout) and, to be
 read, in manifest.yaml. An artifact that is missing, or older than manifest.yaml
 or the module, is packed first.
+
+With --timestamp, or a "timestamp" in ~/.mentat/config.toml, an RFC 3161 authority
+stamps the signature: where a node's policy names that authority, the signature
+then stays good after its certificate expires.
+
+With --also notation the artifact gets a Notary Project signature, too, by the same
+key: publish attaches it, and notation verifies it. MentatLab's own gates do not
+look at it.
 
 Key and certificate are ~/.mentat/signing.key and ~/.mentat/signing.crt, unless
 flags name others. A key variable or file may hold the certificates too.`,
@@ -97,6 +122,9 @@ flags name others. A key variable or file may hold the certificates too.`,
 			if len(args) == 0 {
 				args = []string{"."}
 			}
+			if err := o.stamp.resolve(); err != nil {
+				return err
+			}
 			key, chain, err := a.signingKey(cmd.Context(), &o)
 			if err != nil {
 				return err
@@ -117,6 +145,9 @@ flags name others. A key variable or file may hold the certificates too.`,
 	cmd.Flags().StringVar(&o.algorithm, "algorithm", "", "the signature `ALGORITHM`: SHA256withRSA, SHA256withRSA-PSS or SHA256withECDSA (default: by the key)")
 	cmd.Flags().StringVar(&o.repository, "repository", "", "bind the attestation to this `REPOSITORY` (default: that of the manifest's image)")
 	cmd.Flags().DurationVar(&o.validFor, "valid-for", 0, "end the attestation after this `DURATION`, before its certificate ends")
+	cmd.Flags().StringVar(&o.also, "also", "", "make a further signature in this `FORMAT`: notation")
+	cmd.Flags().StringVar(&o.root, "root", "", "the root of the signing certificate, a PEM `FILE`, which --also notation needs where the chain does not end with it")
+	o.stamp.add(cmd)
 	o.build.remote.add(cmd)
 	a.outputs(cmd)
 	a.progresses(cmd)
@@ -126,7 +157,7 @@ flags name others. A key variable or file may hold the certificates too.`,
 // addKey adds the flags that say what to sign with.
 func (o *signOptions) addKey(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&o.cert, "cert", "", "the signing certificate and its chain, a PEM `FILE`, leaf first")
-	cmd.Flags().StringVar(&o.key, "key", "", "the signing key, a PEM `FILE`")
+	cmd.Flags().StringVar(&o.key, "key", "", "the signing key, a PEM `FILE` or pkcs11:token=LABEL;object=LABEL")
 	cmd.Flags().StringVar(&o.keyEnv, "key-env", "", "the environment `VARIABLE` with the signing key as PEM text")
 	o.pass.add(cmd)
 }
@@ -135,7 +166,42 @@ func (o *signOptions) check(cmd *cobra.Command) error {
 	return errors.Join(
 		exclusive(cmd, "key", "key-env"),
 		needs(cmd, "cert", "key", "key-env"),
+		needs(cmd, "root", "also"),
+		o.knownFormat(),
 	)
+}
+
+// alsoNotation is the one format of further signatures.
+const alsoNotation = "notation"
+
+func (o *signOptions) knownFormat() error {
+	if o.also != "" && o.also != alsoNotation {
+		return fault.New(fault.Usage, "--also", "%q is not known, allowed is %s", o.also, alsoNotation)
+	}
+	return nil
+}
+
+// notation makes the further signature over the signed manifest, nil when none is
+// asked for.
+func (o *signOptions) notation(target ocispec.Descriptor, req verifier.SignRequest) ([]byte, error) {
+	if o.also == "" {
+		return nil, nil
+	}
+	chain := slices.Clone(req.Chain)
+	if o.root != "" {
+		root, err := readChain(o.root, "root certificate")
+		if err != nil {
+			return nil, err
+		}
+		if !chain[len(chain)-1].Equal(root[0]) {
+			chain = append(chain, root...)
+		}
+	}
+	order := notation.Request{Target: target, Key: req.Key, Chain: chain, Time: req.Time}
+	if req.NotAfter != nil {
+		order.Expiry = *req.NotAfter
+	}
+	return notation.Sign(order)
 }
 
 // signingKey loads what to sign with.
@@ -147,7 +213,14 @@ func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []
 	ownCert := filepath.Join(dir, "signing.crt")
 	var name string
 	var data []byte
+	var key crypto.Signer
+	var chain []*x509.Certificate
 	switch {
+	case pkcs11.Is(o.key):
+		name = o.key
+		if key, err = a.tokenKey(ctx, name, &o.pass, 0); err != nil {
+			return nil, nil, err
+		}
 	case o.keyEnv != "":
 		name = "$" + o.keyEnv
 		data = []byte(os.Getenv(o.keyEnv))
@@ -166,9 +239,11 @@ func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []
 			a.printer().Note("warning: %s can be read by other users", name)
 		}
 	}
-	key, chain, err := keyfile.Parse(name, data, func() ([]byte, error) { return a.passphrase(ctx, &o.pass, name) })
-	if err != nil {
-		return nil, nil, err
+	if key == nil {
+		key, chain, err = keyfile.Parse(name, data, func() ([]byte, error) { return a.passphrase(ctx, &o.pass, name) })
+		if err != nil {
+			return nil, nil, err
+		}
 	}
 	certName := name
 	switch {
@@ -232,7 +307,20 @@ func (a *app) sign(ctx context.Context, path string, o *signOptions, key crypto.
 			expires = end
 		}
 	}
+	var stamp *verifier.TimeStamp
+	if o.stamp.url != "" {
+		req.Stamp = func(signature []byte) (token []byte, _ *verifier.TimeStamp, err error) {
+			token, stamp, err = fetch.TimeStamp(ctx, nil, o.stamp.url, signature, o.stamp.roots)
+			return token, stamp, err
+		}
+	}
 	signed, block, err := verifier.Sign(req)
+	if err != nil {
+		return nil, err
+	}
+	// All signatures before any is kept.
+	target := ocispec.Descriptor{MediaType: root.MediaType, Digest: digest.FromBytes(signed), Size: int64(len(signed))}
+	envelope, err := o.notation(target, req)
 	if err != nil {
 		return nil, err
 	}
@@ -240,11 +328,21 @@ func (a *app) sign(ctx context.Context, path string, o *signOptions, key crypto.
 	if err != nil {
 		return nil, err
 	}
-	return &signedAgent{
+	if err := d.SetNotation(desc.Digest, envelope); err != nil {
+		return nil, err
+	}
+	s := &signedAgent{
 		Directory: d.Path, Manifest: d.ManifestPath(), ID: d.Manifest.ID, Version: d.Manifest.Version,
 		Artifact: desc.Digest, Packed: packed, Signer: signerName(chain[0]), Issuer: chain[0].Issuer.String(),
 		Expires: expires.UTC(), BoundTo: req.Subject.Repository,
-	}, nil
+	}
+	if envelope != nil {
+		s.Also = []string{alsoNotation}
+	}
+	if stamp != nil {
+		s.Stamped, s.Authority = stamp.Time.UTC(), stamp.Path[0].Subject.String()
+	}
+	return s, nil
 }
 
 func signerName(c *x509.Certificate) string {

@@ -21,6 +21,7 @@ import (
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
 	"github.com/mentatlab/mentat/verifier/pki"
+	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
 // trustFlags say what an artifact is judged by: a node's configuration, a
@@ -74,6 +75,13 @@ type judgement struct {
 	*verifier.Verifier
 	by           string
 	capabilities *policy.Policy
+	// revocation is where OCSP answers are kept.
+	revocation nodeconfig.Verify
+}
+
+// Verify judges, and asks OCSP responders where the policy wants it.
+func (j *judgement) Verify(ctx context.Context, in verifier.Input) *verifier.Verdict {
+	return fetch.Judge(ctx, j.Verifier, j.revocation, nil, in, j.Verifier.Verify)
 }
 
 // judgement puts a verifier together with the capability policy that goes with
@@ -86,7 +94,17 @@ func (f *trustFlags) judgement(v *verifier.Verifier, by string, cfg nodeconfig.C
 	if err != nil {
 		return nil, err
 	}
-	return &judgement{v, by, rules}, nil
+	return &judgement{Verifier: v, by: by, capabilities: rules}, nil
+}
+
+// judgementOn is a judgement by a policy, with what was fetched for it.
+func (f *trustFlags) judgementOn(v *verifier.Verifier, verify nodeconfig.Verify, cfg nodeconfig.Capability) (*judgement, error) {
+	j, err := f.judgement(v, "policy "+verify.Policy, cfg)
+	if err != nil {
+		return nil, err
+	}
+	j.revocation = verify
+	return j, nil
 }
 
 // beside is a node's capability configuration with the policy beside another
@@ -126,7 +144,8 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 		if err != nil {
 			return nil, err
 		}
-		v, err := a.policyVerifier(ctx, nodeconfig.Verify{Policy: f.policy, Trust: trust, State: state})
+		verify := nodeconfig.Verify{Policy: f.policy, Trust: trust, State: state}
+		v, err := a.policyVerifier(ctx, verify)
 		if err != nil {
 			return nil, err
 		}
@@ -134,14 +153,14 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 		if err != nil {
 			return nil, err
 		}
-		return f.judgement(v, "policy "+f.policy, cfg)
+		return f.judgementOn(v, verify, cfg)
 	}
 	cfg, err := nodeconfig.Load(f.config)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Verify.Policy == "" {
-		v, err := verifier.Open(cfg.Verify, a.now)
+		v, err := verifier.Open(cfg.Verify, a.now, timestamp.Reader{})
 		if err != nil {
 			return nil, err
 		}
@@ -158,11 +177,11 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.judgement(v, "policy "+cfg.Verify.Policy, cfg.Capability)
+	return f.judgementOn(v, cfg.Verify, cfg.Capability)
 }
 
 func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verifier.Verifier, error) {
-	v, err := verifier.Open(cfg, a.now)
+	v, err := verifier.Open(cfg, a.now, timestamp.Reader{})
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +243,7 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 		return nil, err
 	}
 	source := &crlFiles{app: a, paths: crls}
-	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Clock: a.now})
+	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Stamps: timestamp.Reader{}, Clock: a.now})
 	if err != nil {
 		return nil, err
 	}

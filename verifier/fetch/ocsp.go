@@ -1,0 +1,117 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rogpeppe/go-internal/lockedfile"
+	"golang.org/x/crypto/ocsp"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/verifier"
+)
+
+// askBudget bounds how long a judgement waits for responders.
+const askBudget = 5 * time.Second
+
+// Judge judges with verify, and once more when OCSP responders could change the
+// verdict and were asked. A verdict that is refused for want of an answer says why
+// there is none. A nil client is one with short time-outs.
+func Judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, client *http.Client, in verifier.Input,
+	verify func(context.Context, verifier.Input) *verifier.Verdict,
+) *verifier.Verdict {
+	vd := verify(ctx, in)
+	if len(vd.Questions) == 0 {
+		return vd
+	}
+	asking, cancel := context.WithTimeout(ctx, askBudget)
+	defer cancel()
+	err := Ask(asking, cfg, client, vd.Questions, v.Now())
+	vd = verify(ctx, in)
+	if err != nil && vd.Reason == fault.RevocationUnknown {
+		vd.Err = fault.Wrap(errors.Join(vd.Err, err), fault.RevocationUnknown, "", "no OCSP responder could tell")
+		vd.Message = fault.OneLine(vd.Err.Error())
+	}
+	return vd
+}
+
+// Ask asks OCSP responders and writes their answers into cfg.State. It returns
+// the joined errors of the questions that were not answered:
+// [fault.Unavailable] for a responder that does not answer,
+// [fault.RevocationUnknown] for an answer that cannot be used,
+// [fault.PolicyDenied] for an address that the policy does not allow.
+func Ask(ctx context.Context, cfg nodeconfig.Verify, client *http.Client, questions []verifier.Question, now time.Time) error {
+	if client == nil {
+		client = newClient()
+	}
+	asking := *client
+	// A responder that sends on elsewhere could be sent by anybody: its address
+	// is the policy's word.
+	asking.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if err := os.MkdirAll(cfg.State, 0o755); err != nil {
+		return fault.Wrap(err, fault.Internal, cfg.State, "cannot make the directory for revocation data")
+	}
+	errs := make([]error, len(questions))
+	var wg sync.WaitGroup
+	for i, q := range questions {
+		wg.Go(func() { errs[i] = ask(ctx, cfg.State, &asking, q, now) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func ask(ctx context.Context, state string, client *http.Client, q verifier.Question, now time.Time) error {
+	url, err := q.Source.Address(q.Certificate)
+	if err != nil {
+		return err
+	}
+	request, err := ocsp.CreateRequest(q.Certificate, q.Issuer, nil)
+	if err != nil {
+		return fault.Wrap(err, fault.RevocationUnknown, url, "cannot ask about %s", q.Certificate.Subject)
+	}
+	der, err := post(ctx, client, url, request)
+	if err != nil {
+		return err
+	}
+	unlock, err := lockedfile.MutexAt(filepath.Join(state, lockFile)).Lock()
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, state, "cannot lock the revocation data")
+	}
+	defer unlock()
+	if err := verifier.StoreOCSP(state, q.Certificate, q.Issuer, der, now); err != nil {
+		return fault.Wrap(err, fault.ReasonOf(err), url, "gave no answer that counts")
+	}
+	return nil
+}
+
+func post(ctx context.Context, client *http.Client, url string, request []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(request))
+	if err != nil {
+		return nil, fault.Wrap(err, fault.PolicyInvalid, url, "is no address")
+	}
+	req.Header.Set("Content-Type", "application/ocsp-request")
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Unavailable, url, "cannot ask the OCSP responder")
+	}
+	defer resp.Body.Close()
+	if kind := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || kind != "application/ocsp-response" {
+		return nil, fault.New(fault.Unavailable, url, "the OCSP responder says %s, of type %q", resp.Status, kind)
+	}
+	der, err := limits.Read(resp.Body, limits.OCSPBytes)
+	if errors.Is(err, limits.ErrExceeded) {
+		return nil, fault.Wrap(err, fault.RevocationUnknown, url, "the OCSP answer cannot be used")
+	}
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Unavailable, url, "the OCSP answer breaks off")
+	}
+	return der, nil
+}

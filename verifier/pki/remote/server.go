@@ -1,0 +1,378 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
+	"github.com/mentatlab/mentat/verifier/pki"
+)
+
+const (
+	// refreshEvery is how often the server looks whether a list is due.
+	refreshEvery = time.Minute
+	// drainTime bounds how long requests may finish once the server is to end.
+	drainTime = 15 * time.Second
+	// ownLeft is how much of its certificate's life a server has left when it makes
+	// a new one.
+	ownLeft = 3 * 24 * time.Hour
+	// rootLeft is how long before its end the root's list is warned of, once a day.
+	rootLeft = 30 * 24 * time.Hour
+)
+
+// ServerOptions say what a server is. CA, Listen, Clock and Log are required.
+type ServerOptions struct {
+	CA *pki.CA
+	// Listen is the address of the server, HOST:PORT.
+	Listen string
+	// ListsListen is an address where the revocation lists alone are served over
+	// plain HTTP, as is usual for them; empty for none.
+	ListsListen string
+	// Names are the host names and addresses of the certificate that the server
+	// makes for itself.
+	Names []string
+	// Certificate is used instead.
+	Certificate *tls.Certificate
+	Clock       func() time.Time
+	Log         *slog.Logger
+	// Ready is told the addresses once the server answers; lists is empty if they
+	// are not served apart.
+	Ready func(address, lists string)
+}
+
+type server struct {
+	o         ServerOptions
+	addresses *callers
+	renewals  *callers
+	slots     chan struct{}
+	healthy   atomic.Bool
+	warned    time.Time // of the root's list
+
+	mu  sync.Mutex // of own
+	own *tls.Certificate
+}
+
+// Serve runs a server until ctx ends, which lets requests finish. Reasons:
+// [fault.Usage], [fault.AccessDenied] for a key that cannot be read,
+// [fault.Unavailable] for an address that cannot be listened on.
+func Serve(ctx context.Context, o ServerOptions) error {
+	s, err := newServer(o)
+	if err != nil {
+		return err
+	}
+	l, err := listen(ctx, o.Listen)
+	if err != nil {
+		return err
+	}
+	servers := []*http.Server{s.httpServer(s.routes())}
+	serve := []func() error{func() error {
+		return servers[0].ServeTLS(newBounded(l, limits.PKIConnections, limits.PKIAddressConnections), "", "")
+	}}
+	lists := ""
+	if o.ListsListen != "" {
+		plain, err := listen(ctx, o.ListsListen)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		lists = plain.Addr().String()
+		servers = append(servers, s.httpServer(http.HandlerFunc(s.list)))
+		serve = append(serve, func() error {
+			return servers[1].Serve(newBounded(plain, limits.PKIConnections, limits.PKIAddressConnections))
+		})
+	}
+	ended := make(chan error, len(serve))
+	for _, run := range serve {
+		go func() { ended <- run() }()
+	}
+	if o.Ready != nil {
+		o.Ready(l.Addr().String(), lists)
+	}
+	err = s.wait(ctx, ended)
+	return errors.Join(err, s.drain(ctx, servers))
+}
+
+func newServer(o ServerOptions) (*server, error) {
+	if !o.CA.Lists() {
+		return nil, fault.New(fault.Usage, o.CA.Dir(), "its certificates would not name the list that revokes them").
+			WithHint(`say where crl/ is published: "crl_url" in ca.json, or mentatctl pki init --crl-url`)
+	}
+	if err := o.CA.Unlock(); err != nil {
+		return nil, err
+	}
+	s := &server{
+		o:         o,
+		addresses: newCallers(limits.PKIAddressBurst, time.Minute, limits.PKIAddressPerMinute),
+		renewals:  newCallers(limits.PKIRenewals, 24*time.Hour, limits.PKIRenewals),
+		slots:     make(chan struct{}, limits.PKIIssuing),
+	}
+	if err := s.refresh(); err != nil {
+		return nil, err
+	}
+	_, err := s.certificate(nil)
+	return s, err
+}
+
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	var c net.ListenConfig
+	l, err := c.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Unavailable, address, "cannot listen there")
+	}
+	return l, nil
+}
+
+func (s *server) httpServer(h http.Handler) *http.Server {
+	hs := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: limits.PKIHeaderTime, ReadTimeout: limits.PKIRequestTime, WriteTimeout: 2 * limits.PKIRequestTime, IdleTimeout: limits.PKIHeaderTime,
+		MaxHeaderBytes: 16 * limits.KiB,
+		ErrorLog:       slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug), // what clients do wrong
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13, GetCertificate: s.certificate,
+			// Certificates of developers are not for TLS clients: whose they are is
+			// judged by the CA, not by the handshake, which proves that the key is held.
+			ClientAuth:             tls.RequestClientCert,
+			SessionTicketsDisabled: true,
+		},
+		Protocols: new(http.Protocols),
+	}
+	hs.Protocols.SetHTTP1(true) // one request at a time on a connection: what is bounded is what there is
+	return hs
+}
+
+// wait runs until ctx ends or a listener fails.
+func (s *server) wait(ctx context.Context, ended <-chan error) error {
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			return fault.Wrap(err, fault.Unavailable, s.o.Listen, "the server ended")
+		case <-tick.C:
+			if err := s.refresh(); err != nil {
+				s.o.Log.Error("the revocation lists cannot be kept current", "error", err)
+			}
+		}
+	}
+}
+
+func (s *server) refresh() error {
+	until, err := s.o.CA.Refresh(s.o.Clock())
+	s.healthy.Store(err == nil && s.o.Clock().Before(until))
+	if err != nil {
+		return err
+	}
+	return s.watchRootList(s.o.Clock())
+}
+
+// watchRootList warns of a list that the server has no key to renew.
+func (s *server) watchRootList(now time.Time) error {
+	end, err := s.o.CA.RootListEnd()
+	if err != nil || now.Add(rootLeft).Before(end) || now.Before(s.warned.Add(24*time.Hour)) {
+		return err
+	}
+	s.warned = now
+	s.o.Log.Warn("the root's revocation list ends: renew it with mentatctl pki crl --root", "until", end)
+	return nil
+}
+
+func (s *server) drain(ctx context.Context, servers []*http.Server) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	var errs []error
+	for _, hs := range servers {
+		if err := hs.Shutdown(ctx); err != nil {
+			errs = append(errs, hs.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// certificate is the server's own, made anew before it ends.
+func (s *server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if s.o.Certificate != nil {
+		return s.o.Certificate, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.o.Clock()
+	if s.own != nil && now.Add(ownLeft).Before(s.own.Leaf.NotAfter) && !now.Before(s.own.Leaf.NotBefore) {
+		return s.own, nil
+	}
+	c, err := s.o.CA.IssueServer(s.o.Names, now)
+	switch {
+	case err == nil:
+		s.own = c
+	case s.own == nil:
+		return nil, err
+	default:
+		s.o.Log.Error("the server's certificate cannot be renewed", "until", s.own.Leaf.NotAfter, "error", err)
+	}
+	return s.own, nil
+}
+
+func (s *server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+enrolPath, s.issuing(s.enrol))
+	mux.HandleFunc("POST "+renewPath, s.issuing(s.renew))
+	mux.HandleFunc("GET "+listsPath, s.list)
+	mux.HandleFunc("GET "+healthPath, s.health)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		s.refuse(w, r, fault.New(fault.NotFound, "request", "there is nothing by this name and method"))
+	})
+	return mux
+}
+
+func (s *server) health(w http.ResponseWriter, r *http.Request) {
+	if !s.healthy.Load() {
+		s.refuse(w, r, fault.New(fault.Unavailable, "revocation list", "is not current"))
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = w.Write([]byte("ok\n")) // the client has gone if this fails
+}
+
+// list serves a revocation list as it lies on disk: a revocation is there before
+// it is reported to whoever made it.
+func (s *server) list(w http.ResponseWriter, r *http.Request) {
+	name := ""
+	for _, file := range []string{pki.AgentCRL, pki.RootCRL} {
+		if r.URL.Path == listsPath+path.Base(file) {
+			name = file
+		}
+	}
+	if name == "" || (r.Method != http.MethodGet && r.Method != http.MethodHead) {
+		s.refuse(w, r, fault.New(fault.NotFound, "request", "there is no such list"))
+		return
+	}
+	f, err := os.Open(filepath.Join(s.o.CA.Dir(), filepath.FromSlash(name)))
+	if err != nil {
+		s.refuse(w, r, fault.Wrap(err, fault.Internal, name, "cannot be read"))
+		return
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		s.refuse(w, r, fault.Wrap(err, fault.Internal, name, "cannot be read"))
+		return
+	}
+	w.Header().Set("Content-Type", "application/pkix-crl")
+	w.Header().Set("Cache-Control", "no-cache")
+	// No modification time: it has a second's grain, and there may be two lists in
+	// one.
+	w.Header().Set("ETag", `"`+strconv.FormatInt(info.ModTime().UnixNano(), 36)+"-"+strconv.FormatInt(info.Size(), 36)+`"`)
+	http.ServeContent(w, r, "", time.Time{}, f)
+}
+
+// issuing bounds what may end in a certificate, and reads the request.
+func (s *server) issuing(do func(*http.Request, *request, *x509.CertificateRequest) ([]*x509.Certificate, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		chain, err := s.issue(w, r, do)
+		if err != nil {
+			s.refuse(w, r, err)
+			return
+		}
+		s.o.Log.Info("issued", "address", r.RemoteAddr, "path", r.URL.Path, "email", chain[0].EmailAddresses, "serial", chain[0].SerialNumber.Text(16))
+		s.reply(w, http.StatusOK, answer{Chain: encodeChain(chain)})
+	}
+}
+
+func (s *server) issue(w http.ResponseWriter, r *http.Request, do func(*http.Request, *request, *x509.CertificateRequest) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
+	if !s.addresses.allow(callerOf(r.RemoteAddr), s.o.Clock()) {
+		return nil, tooMany("this address asks too often")
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != jsonType {
+		return nil, fault.New(fault.Usage, "request", "is not of type %s", jsonType)
+	}
+	body, err := limits.Read(http.MaxBytesReader(w, r.Body, limits.PKIRequestBytes+1), limits.PKIRequestBytes)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, "request", "cannot be read")
+	}
+	// Only now, so that who sends slowly takes nobody's place.
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		return nil, fault.New(fault.Unavailable, "request", "too many are being served").WithHint("try again in a minute")
+	}
+	parsed, csr, err := parseRequest(body)
+	if err != nil {
+		return nil, err
+	}
+	return do(r, parsed, csr)
+}
+
+func tooMany(format string, args ...any) error {
+	return fault.New(fault.ResourceLimit, "request", format, args...).WithHint("try again later")
+}
+
+func (s *server) enrol(_ *http.Request, q *request, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
+	return s.o.CA.Enrol(csr, q.Token, pki.LeafOptions{Email: q.Email, Validity: time.Duration(q.ValiditySeconds) * time.Second, Now: s.o.Clock()})
+}
+
+func (s *server) renew(r *http.Request, q *request, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
+	if q.Token != "" || q.Email != "" {
+		return nil, fault.New(fault.Usage, "request", "a renewal has neither token nor address")
+	}
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return nil, fault.New(fault.AccessDenied, "request", "a renewal needs the certificate that is to be renewed")
+	}
+	old := r.TLS.PeerCertificates[0]
+	// Before anything is remembered of it.
+	if err := old.CheckSignatureFrom(s.o.CA.Agent()); err != nil {
+		return nil, fault.New(fault.IdentityUntrusted, "client certificate", "is none of this CA")
+	}
+	now := s.o.Clock()
+	if !s.renewals.allow(old.SerialNumber.Text(16), now) {
+		return nil, tooMany("this certificate was renewed %d times within a day", limits.PKIRenewals)
+	}
+	return s.o.CA.Renew(csr, old, pki.LeafOptions{Validity: time.Duration(q.ValiditySeconds) * time.Second, Now: now})
+}
+
+// refuse tells why, unless it is a failure of the server's own: that is for its
+// log.
+func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	f := refusal{Reason: fault.ReasonOf(err)}
+	status, ok := statuses[f.Reason]
+	var fe *fault.Error
+	// What is about a file is the server's own, too.
+	if !ok || !errors.As(err, &fe) || filepath.IsAbs(fe.On) {
+		s.o.Log.Error("failed", "address", r.RemoteAddr, "path", r.URL.Path, "error", err)
+		s.reply(w, http.StatusInternalServerError, refusal{Reason: fault.Internal, Message: "the certificate authority failed; its log says why"})
+		return
+	}
+	s.o.Log.Warn("refused", "address", r.RemoteAddr, "method", r.Method, "path", fault.OneLine(r.URL.Path), "reason", f.Reason, "error", err)
+	bare := *fe
+	bare.Hint = ""
+	f.Message, f.Hint = bare.Error(), fe.Hint
+	if f.Reason == fault.ResourceLimit || f.Reason == fault.Unavailable {
+		w.Header().Set("Retry-After", "60")
+	}
+	s.reply(w, status, f)
+}
+
+func (s *server) reply(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", jsonType)
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		s.o.Log.Debug("an answer was not taken", "error", err)
+	}
+}
