@@ -31,5 +31,10 @@ func (p *Policy) Scopes() []ScopeInfo {
 	return all
 }
 
-// Roots are the store's certificates.
-func (s *Store) Roots() []*x509.Certificate { return slices.Clone(s.roots) }
+// Roots are the store's certificates; none of no store.
+func (s *Store) Roots() []*x509.Certificate {
+	if s == nil {
+		return nil
+	}
+	return slices.Clone(s.roots)
+}

@@ -148,6 +148,7 @@ func Open(cfg nodeconfig.Verify, clock func() time.Time, stamps StampReader) (*V
 	if cfg.Policy == "" {
 		return New(Config{Stamps: stamps, Clock: clock})
 	}
+	cfg = settled(cfg)
 	p, err := LoadPolicy(cfg.Policy)
 	if err != nil {
 		return nil, err

@@ -59,6 +59,8 @@ const (
 	CRLBytes = 32 * MiB
 	// ReleasesBytes bounds a signed release list.
 	ReleasesBytes = 4 * MiB
+	// TrustFileBytes bounds a signed file of trust.
+	TrustFileBytes = 64 * MiB
 	// Verdicts bounds the verdicts that a node remembers.
 	Verdicts = 4096
 	// PolicyBytes bounds a policy or node configuration file.

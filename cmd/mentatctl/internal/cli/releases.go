@@ -24,12 +24,15 @@ func (a *app) trustCmd() *cobra.Command {
 		Use:   "trust",
 		Short: "Make and carry what nodes trust by",
 		Long: `Make the signed files by which nodes decide: release lists, which withdraw releases
-that are still well signed.`,
-		Example: `  mentatctl trust releases --minimum acme.reporter=1.4.2 releases.json`,
-		Args:    subcommandWanted,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+that are still well signed, and trust files, which bring a policy with all that it
+needs to a node without a network.`,
+		Example: `  mentatctl trust releases --minimum acme.reporter=1.4.2 releases.json
+  mentatctl trust export --policy policy.yaml --number 7 node.trust
+  mentatctl trust import --root root.pem --identity admin@example.com node.trust /etc/mentat/imported`,
+		Args: subcommandWanted,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.trustReleasesCmd())
+	cmd.AddCommand(a.trustReleasesCmd(), a.trustExportCmd(), a.trustImportCmd())
 	return cmd
 }
 
