@@ -49,8 +49,8 @@ An attestation names the repository that it was made for. The policy is asked fi
 whether it accepts the image as DESTINATION, and nothing is copied that it refuses
 there: a scope of mirrors says binding: remap. Without a policy nobody can tell, and
 an attestation that names another repository is a warning.`,
-		Example: `  mentatctl copy registry.example.com/agents/hello:0.1.0 mirror.example.com/agents/hello:0.1.0
-  mentatctl copy --policy policy.yaml stage.example.com/agents/hello:0.1.0 registry.example.com/agents/hello:0.1.0`,
+		Example: `  mentatctl copy registry.example.com/hello:0.1.0 mirror.example.com/hello:0.1.0
+  mentatctl copy --policy policy.yaml stage.example.com/hello:0.1.0 registry.example.com/hello:0.1.0`,
 		Args: wantArgs(2, 2, "a source and a destination"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := trust.check(cmd); err != nil {

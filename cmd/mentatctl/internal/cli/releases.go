@@ -77,7 +77,7 @@ refuse what it withdraws, and never go back to one with a lower number.
 A payload is the digest of the signed bytes, which mentatctl inspect and the verdict
 show (signed_digest); it stays the same however a signature is encoded.`,
 		Example: `  mentatctl trust releases --minimum acme.reporter=1.4.2 releases.json
-  mentatctl trust releases --deny-module sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 releases.json
+  mentatctl trust releases --deny-module $DIGEST releases.json
   mentatctl trust releases --next-update 720h releases.json`,
 		Args: wantArgs(1, 1, "the list's file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
