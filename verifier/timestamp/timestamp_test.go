@@ -74,6 +74,7 @@ type node struct {
 	now                time.Time
 	root, agent, stamp []testpki.CRLKnob
 	noStampList        bool
+	noAgentList        bool
 	reader             verifier.StampReader
 }
 
@@ -90,7 +91,9 @@ func (n *node) verifier(tb testing.TB, p *testpki.PKI, tsa *testpki.TSA) (*verif
 		lists = append(lists, must[*verifier.CRLIndex](tb)(verifier.CompileCRL(der, issuer, verifier.CRLOrigin{}, n.now)))
 	}
 	add(p.RootCRL(append(n.root, current)...), p.Root)
-	add(p.AgentCRL(append(n.agent, current)...), p.Agent)
+	if !n.noAgentList {
+		add(p.AgentCRL(append(n.agent, current)...), p.Agent)
+	}
 	if !n.noStampList {
 		add(tsa.CRL(append(n.stamp, current)...), tsa.Root)
 	}
@@ -150,6 +153,12 @@ func required(n *node) {
 	n.policy = strings.Replace(n.policy, "timestamp: optional", "timestamp: required", 1)
 }
 
+func noAgentList(n *node) { n.noAgentList = true }
+
+func permissive(n *node) {
+	n.policy = strings.Replace(n.policy, "    stores: [agents]\n", "    stores: [agents]\n    level: permissive\n", 1)
+}
+
 func withoutStores(n *node) {
 	n.policy = strings.Replace(n.policy, "    timestamp_stores: [time]\n", "", 1)
 }
@@ -205,6 +214,8 @@ func TestTimeStampsAreJudged(t *testing.T) {
 		{"invalid since later, not stamped", nil, none, []func(*node){func(n *node) { n.agent = list(revokedLeaf, testpki.InvalidSince(testpki.Now)) }}, fault.Revoked},
 		{"invalid since later, stamp of nobody named", nil, plain, []func(*node){withoutStores, func(n *node) { n.agent = list(revokedLeaf, testpki.InvalidSince(testpki.Now)) }}, fault.Revoked},
 		{"authority revoked", nil, plain, []func(*node){func(n *node) { n.stamp = list(testpki.Revoking(good.Cert)) }}, fault.Revoked},
+		{"nothing known of the signer, at a lenient level", nil, plain, []func(*node){permissive, noAgentList}, ""},
+		{"authority revoked, nothing known of the signer, at a lenient level", nil, plain, []func(*node){permissive, noAgentList, func(n *node) { n.stamp = list(testpki.Revoking(good.Cert)) }}, fault.Revoked},
 		{"authority revoked, invalid since later", nil, plain, []func(*node){func(n *node) {
 			n.stamp = list(testpki.Revoking(good.Cert), testpki.InvalidSince(testpki.Now))
 		}}, fault.Revoked},
