@@ -38,6 +38,7 @@ type Goal struct {
 // Figures that a goal can be for.
 const (
 	median = "median"
+	p95    = "p95"
 	p99    = "p99"
 	ratio  = "ratio"
 )
@@ -69,7 +70,7 @@ func (r Result) goal(figure string, atMost float64) Result {
 
 // Met tells whether the result reaches its goal; one without a goal does.
 func (r Result) Met() bool {
-	return r.Goal == nil || map[string]float64{median: r.Median, p99: r.P99, ratio: r.Ratio}[r.Goal.Figure] <= r.Goal.AtMost
+	return r.Goal == nil || map[string]float64{median: r.Median, p95: r.P95, p99: r.P99, ratio: r.Ratio}[r.Goal.Figure] <= r.Goal.AtMost
 }
 
 // quantile is the nearest-rank quantile; 0 without samples.

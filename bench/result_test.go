@@ -14,6 +14,9 @@ func TestFiguresAreThoseOfTheSamples(t *testing.T) {
 	if r = r.goal(ratio, 1.99); r.Met() {
 		t.Error("a ratio of 2 met a goal of 1.99")
 	}
+	if r.goal(p95, 39).Met() || !r.goal(p95, 40).Met() {
+		t.Errorf("a p95 of %g is not held to its goal", r.P95)
+	}
 	if quantile(nil, 0.5) != 0 {
 		t.Error("no samples have a quantile")
 	}

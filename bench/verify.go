@@ -14,6 +14,7 @@ import (
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/memory"
 	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
@@ -23,7 +24,7 @@ const verifications = 2000
 // measureVerify judges one signed agent again and again. No verdict is kept:
 // every run parses the block and its certificates, checks three signatures and
 // looks both certificates up in the revocation lists.
-func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
+func measureVerify(ctx context.Context, m *machine, pairs int) ([]Result, error) {
 	dir := filepath.Join(m.dir, "verify")
 	l, desc, ref, err := m.authority.agent(ctx, dir, "verify", guestFirst)
 	if err != nil {
@@ -55,14 +56,22 @@ func measureVerify(ctx context.Context, m *machine, _ int) ([]Result, error) {
 		return nil, err
 	}
 	const by = "a list of 1,000"
-	return []Result{
+	remembered, err := judgeRemembered(ctx, cfg, filepath.Join(dir, "verdicts"), read)
+	if err != nil {
+		return nil, err
+	}
+	results := []Result{
 		result("verify, same process, no verdict cache", "ms", small.same).goal(p99, 10),
 		result("  the same, processor time", "ms", small.cpu),
 		result("policy, stores, lists, artifact read + verify", "ms", small.fresh),
 		result("verify, a revocation list of 100,000", "ms", large.same).versus(by, large.same, small.same).goal(p99, 10),
 		result("  the same, processor time", "ms", large.cpu).versus(by, large.cpu, small.cpu),
 		result("policy, stores, lists of 100,000, artifact + verify", "ms", large.fresh).versus(by, large.fresh, small.fresh),
-	}, nil
+		result("verify, from the verdict memory", "ms", remembered.same).goal(p99, 1),
+		result("  the same, processor time", "ms", remembered.cpu),
+	}
+	gate, err := measureGate(ctx, dir, l, desc, ref, pairs)
+	return append(results, gate...), err
 }
 
 // judgements are how long each took.
@@ -119,6 +128,47 @@ func judgeOften(ctx context.Context, cfg nodeconfig.Verify, read func() (verifie
 		j.fresh = append(j.fresh, millis(time.Since(begin)))
 		if !verdict.Allowed {
 			return nil, fmt.Errorf("the verdict is: %s", verdict.Line())
+		}
+	}
+	return j, nil
+}
+
+// judgeRemembered asks for a verdict that is remembered: what a second start of the
+// agent pays. The list is the large one.
+func judgeRemembered(ctx context.Context, cfg nodeconfig.Verify, dir string, read func() (verifier.Input, error)) (*judgements, error) {
+	v, err := verifier.Open(cfg, time.Now, timestamp.Reader{})
+	if err != nil {
+		return nil, err
+	}
+	kept, err := memory.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	in, err := read()
+	if err != nil {
+		return nil, err
+	}
+	if first := kept.Verify(ctx, v, in); !first.Allowed {
+		return nil, fmt.Errorf("the verdict is: %s", first.Line())
+	}
+	runtime.LockOSThread() // its processor time is measured
+	defer runtime.UnlockOSThread()
+	j := &judgements{}
+	for range verifications {
+		used, err := threadTime()
+		if err != nil {
+			return nil, err
+		}
+		begin := time.Now()
+		verdict := kept.Verify(ctx, v, in)
+		j.same = append(j.same, millis(time.Since(begin)))
+		after, err := threadTime()
+		if err != nil {
+			return nil, err
+		}
+		j.cpu = append(j.cpu, millis(after-used))
+		if !verdict.Allowed || !verdict.Remembered {
+			return nil, fmt.Errorf("the verdict was not remembered: %s", verdict.Line())
 		}
 	}
 	return j, nil

@@ -17,8 +17,10 @@ import (
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/oci/remote"
+	"github.com/mentatlab/mentat/oci/remote/provider"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
 	"github.com/mentatlab/mentat/verifier/timestamp"
@@ -101,7 +103,7 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 	g.verifier = v
 	g.mu.Unlock()
 	g.refresh(ctx, v, cfg.Verify)
-	client, err := remote.New(remote.Options{HostsDir: cfg.Verify.HostsDir, DockerConfig: cfg.Verify.DockerConfig, UserAgent: "mentat-verifier"})
+	client, err := newClient(cfg.Verify, req.name)
 	if err != nil {
 		return refuse(err)
 	}
@@ -115,6 +117,28 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 	}
 	// Everything is at hand: a deadline that passes now must not spoil it.
 	return g.judge(context.WithoutCancel(ctx), v, cfg.Verify, req, found)
+}
+
+// newClient makes a client for one image, with the node's credentials.
+func newClient(cfg nodeconfig.Verify, image string) (*remote.Client, error) {
+	opts := remote.Options{HostsDir: cfg.HostsDir, DockerConfig: cfg.DockerConfig, UserAgent: "mentat-verifier"}
+	if cfg.CredentialProviders == "" {
+		return remote.New(opts)
+	}
+	// Read now: with a configuration that is broken nothing is pulled by luck.
+	providers, err := provider.Open(cfg.CredentialProviders, cfg.CredentialProviderDir)
+	if err != nil {
+		return nil, err
+	}
+	named, ok := imageref.ParseReference(image)
+	if !ok {
+		return nil, fault.New(fault.Usage, image, "not an image reference")
+	}
+	opts.Provide = func(ctx context.Context) (user, secret string, ok bool, err error) {
+		c, ok, err := providers.Credential(ctx, named.Name)
+		return c.Username, c.Password, ok, err
+	}
+	return remote.New(opts)
 }
 
 // parseRequest reads containerd's flags and descriptor and holds one to the

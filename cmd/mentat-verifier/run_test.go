@@ -555,3 +555,67 @@ func TestAnAnswerThatCannotBeGivenRefuses(t *testing.T) {
 type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, errors.New("closed") }
+
+func TestACredentialProviderIsAskedForAPrivateRegistry(t *testing.T) {
+	r, p := newRegistry(t), testpki.New(t)
+	n := newNode(t, r, p, "deny")
+	signed := r.signed(t, p)
+	r.hooked(func(w http.ResponseWriter, req *http.Request) bool {
+		if user, secret, _ := req.BasicAuth(); user == "robot$agents+pull" && secret == "right" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		http.Error(w, "who are you?", http.StatusUnauthorized)
+		return true
+	})
+	if allowed, line, _ := ask(t, r.ref(), signed); allowed || !strings.Contains(line, string(fault.AccessDenied)) {
+		t.Fatalf("without credentials: %s", line)
+	}
+	n.put("config.toml", []byte("[verify]\nstate = \"state\"\nhosts_dir = \"hosts\"\ndocker_config = \"docker.json\"\n"+
+		"credential_providers = \"providers.yaml\"\ncredential_provider_dir = \"bin\"\n"))
+	host := strings.TrimPrefix(r.URL, "http://")
+	provide := func(secret, exit string) {
+		n.put("bin/provider", fmt.Appendf(nil, `#!/bin/sh
+cat >"$REQUEST"
+echo '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Registry","auth":{"%s":{"username":"robot$agents+pull","password":"%s"}}}'
+exit %s
+`, host, secret, exit))
+		if err := os.Chmod(filepath.Join(n.dir, "bin", "provider"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	request := filepath.Join(n.dir, "request")
+	config := fmt.Sprintf(`{apiVersion: kubelet.config.k8s.io/v1, kind: CredentialProviderConfig, providers: [
+  {name: provider, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [%q], defaultCacheDuration: 1h, env: [{name: REQUEST, value: %q}]}]}
+`, host+"/agents", request)
+	n.put("providers.yaml", []byte(config))
+	provide("right", "0")
+	if allowed, line, log := ask(t, r.ref(), signed); !allowed {
+		t.Errorf("with the provider: %s%s", line, log)
+	}
+	if asked, err := os.ReadFile(request); err != nil || !strings.Contains(string(asked), `"image":"`+r.repo()+`"`) {
+		t.Errorf("it was asked %s: %v", asked, err)
+	}
+	for _, c := range []struct{ secret, exit string }{{"wrong-secret", "0"}, {"right", "1"}} {
+		provide(c.secret, c.exit)
+		if allowed, line, log := ask(t, r.ref(), signed); allowed || !strings.Contains(line, string(fault.AccessDenied)) || strings.Contains(line+log, "wrong-secret") {
+			t.Errorf("secret %s, exit %s: %s%s", c.secret, c.exit, line, log)
+		}
+	}
+	if err := os.Remove(request); err != nil {
+		t.Fatal(err)
+	}
+	// What docker's configuration knows is used, and no program is run.
+	provide("wrong-secret", "0")
+	n.put("docker.json", fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("robot$agents+pull:right"))))
+	if allowed, line, log := ask(t, r.ref(), signed); !allowed {
+		t.Errorf("docker's configuration beside a provider: %s%s", line, log)
+	}
+	if _, err := os.Stat(request); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a provider was run all the same: %v", err)
+	}
+	n.put("providers.yaml", []byte(strings.Replace(config, "matchImages", "matchImage", 1)))
+	if allowed, line, _ := ask(t, r.ref(), signed); allowed || !strings.Contains(line, string(fault.PolicyInvalid)) {
+		t.Errorf("with a broken configuration: %s", line)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"golang.org/x/crypto/bcrypt"
@@ -34,6 +35,16 @@ var listening = regexp.MustCompile(`listening on 127\.0\.0\.1:(\d+)`)
 // by the kernel, so that no two tests ever meet on one.
 func (n *Node) StartRegistry(ctx context.Context, cfg RegistryConfig) (*Registry, error) {
 	dir := n.path("registry" + strconv.Itoa(len(n.registries)))
+	r, err := StartRegistry(ctx, n.cfg.Tools, dir, n.Environ(), cfg)
+	if r != nil {
+		n.registries = append(n.registries, r)
+	}
+	return r, err
+}
+
+// StartRegistry starts the registry of the directory tools without a node, with
+// its files in dir. Whoever calls stops it, also when it did not get ready.
+func StartRegistry(ctx context.Context, tools, dir string, environ []string, cfg RegistryConfig) (*Registry, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "data"), 0o700); err != nil {
 		return nil, err
 	}
@@ -63,14 +74,13 @@ http:
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(filepath.Join(n.cfg.Tools, "registry"), "serve", file)
-	cmd.Env = append(n.Environ(), "OTEL_TRACES_EXPORTER=none")
+	cmd := exec.Command(filepath.Join(tools, "registry"), "serve", file)
+	cmd.Env = append(slices.Clone(environ), "OTEL_TRACES_EXPORTER=none")
 	p, err := startProcess(cmd, filepath.Join(dir, "registry.log"))
 	if err != nil {
 		return nil, err
 	}
 	r := &Registry{process: p}
-	n.registries = append(n.registries, r)
 	err = p.ready(ctx, readyWithin, func(context.Context) error {
 		m := listening.FindStringSubmatch(p.text())
 		if m == nil {

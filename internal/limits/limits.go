@@ -21,6 +21,8 @@ const (
 	ImageConfigBytes = 4 * MiB
 	// CAFileBytes bounds a PEM file of certificate authorities.
 	CAFileBytes = 1 * MiB
+	// CredentialProviderBytes bounds what a credential provider answers.
+	CredentialProviderBytes = 256 * KiB
 	// HostsFileBytes bounds a registry's hosts.toml.
 	HostsFileBytes = 1 * MiB
 	// ArchiveMembers bounds the members of an image archive.
@@ -256,6 +258,10 @@ const (
 	// VerifierBudget is how long the pull gate may take; containerd kills it
 	// after ten seconds.
 	VerifierBudget = 9 * time.Second
+	// CredentialProviderTime is how long a credential provider may take, within
+	// that; CredentialProviderWait how long its children may hold its output then.
+	CredentialProviderTime = 4 * time.Second
+	CredentialProviderWait = 500 * time.Millisecond
 	// CompileWall bounds the wall time of one compilation.
 	CompileWall = 120 * time.Second
 	// CompileCPU bounds its processor time.

@@ -55,6 +55,11 @@ type Verify struct {
 	HostsDir string `toml:"hosts_dir"`
 	// DockerConfig is the credentials file used by the pull gate.
 	DockerConfig string `toml:"docker_config"`
+	// CredentialProviders is the kubelet's configuration of credential providers,
+	// which the pull gate asks where the credentials file has nothing; empty is none.
+	CredentialProviders string `toml:"credential_providers"`
+	// CredentialProviderDir is the directory of their programs.
+	CredentialProviderDir string `toml:"credential_provider_dir"`
 }
 
 // Capability says where the node's capability policy and media are.
@@ -266,6 +271,7 @@ func exactKeys(path string, data []byte) error {
 func (c *Config) resolve() (*Config, error) {
 	for _, p := range []*string{
 		&c.Verify.Policy, &c.Verify.Trust, &c.Verify.State, &c.Verify.Memory, &c.Verify.HostsDir, &c.Verify.DockerConfig,
+		&c.Verify.CredentialProviders, &c.Verify.CredentialProviderDir,
 		&c.Capability.Policy, &c.Capability.Media, &c.Audit.Spool, &c.Audit.Log, &c.Audit.Anchor,
 		&c.Host.Binary, &c.Host.NetBinary, &c.Cache.Dir, &c.Cache.Memory,
 	} {

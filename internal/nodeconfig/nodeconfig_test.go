@@ -47,6 +47,8 @@ state = "s"
 memory = "v"
 hosts_dir = "h"
 docker_config = "d.json"
+credential_providers = "k.yaml"
+credential_provider_dir = "/opt/bin"
 [capability]
 policy = "c.yaml"
 media = "media"
@@ -78,7 +80,7 @@ network = "restricted"
 		t.Fatal(err)
 	}
 	want := &Config{
-		Verify:     Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", Memory: dir + "/v", HostsDir: dir + "/h", DockerConfig: dir + "/d.json"},
+		Verify:     Verify{Policy: dir + "/p.yaml", Trust: "/abs/trust", State: dir + "/s", Memory: dir + "/v", HostsDir: dir + "/h", DockerConfig: dir + "/d.json", CredentialProviders: dir + "/k.yaml", CredentialProviderDir: "/opt/bin"},
 		Capability: Capability{Policy: dir + "/c.yaml", Media: dir + "/media"},
 		Audit:      Audit{Spool: dir + "/spool", Log: dir + "/log", Anchor: dir + "/a", Required: true},
 		Service:    Service{Listen: "127.0.0.1:9"},

@@ -45,6 +45,10 @@ type Options struct {
 	// Username and Password, if set, are used instead of docker's credentials
 	// for the registry that a reference names, but not for its mirrors.
 	Username, Password string
+	// Provide, if set, is asked for the credentials of the registry that a
+	// reference names, never for its mirrors', where docker's configuration has
+	// none. ok is false when it has none either.
+	Provide func(context.Context) (user, secret string, ok bool, err error)
 	// UserAgent is sent with every request; empty is "mentat".
 	UserAgent string
 	// Progress, if set, is told about transfers; calls do not overlap.
@@ -172,6 +176,22 @@ func (c *Client) credential(ctx context.Context, hostport string) (auth.Credenti
 	return cred, nil
 }
 
+// provided looks into docker's configuration first, and for the named server asks
+// [Options.Provide] where that has nothing.
+func (c *Client) provided(server string) auth.CredentialFunc {
+	return func(ctx context.Context, hostport string) (auth.Credential, error) {
+		cred, err := c.credential(ctx, hostport)
+		if err != nil || cred != auth.EmptyCredential || hostport != server {
+			return cred, err
+		}
+		user, secret, ok, err := c.opts.Provide(ctx)
+		if err != nil || !ok {
+			return auth.EmptyCredential, err
+		}
+		return auth.Credential{Username: user, Password: secret}, nil
+	}
+}
+
 // endpoint is one server that answers for a registry.
 type endpoint struct {
 	// server is the host, with a port if there is one; path is the API's root.
@@ -267,6 +287,9 @@ func (c *Client) endpoint(ctx context.Context, host string, cfg hostConfig) (*en
 		},
 		Cache:      c.cache,
 		Credential: c.credential,
+	}
+	if c.opts.Provide != nil && ep.namespace == "" {
+		ep.client.Credential = c.provided(ep.server)
 	}
 	ep.client.SetUserAgent(c.opts.UserAgent)
 	if c.opts.Username != "" && ep.namespace == "" {

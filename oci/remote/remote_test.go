@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -687,4 +688,43 @@ func TestWhatIsAttachedIsFoundByItsSubject(t *testing.T) {
 	wantReason(t, err, fault.Internal)
 	_, err = c.Attach(t.Context(), ref, []byte("rubbish"), nil)
 	wantReason(t, err, fault.ArtifactInvalid)
+}
+
+func TestProvidedCredentialsAreForTheNamedRegistryOnly(t *testing.T) {
+	mirror, own := newRegistry(), newRegistry()
+	mirror.user, own.user = "dev", "dev"
+	mirrorHost, ownHost := start(t, mirror), start(t, own)
+	hosts := t.TempDir()
+	write := func(text string) {
+		dir := filepath.Join(hosts, "registry.example")
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := 0
+	c := Options{HostsDir: hosts, Provide: func(context.Context) (string, string, bool, error) {
+		asked++
+		return "dev", "secret", true, nil
+	}}
+	write(fmt.Sprintf("server = \"http://%s\"\n", mirrorHost))
+	_, err := client(t, c).Resolve(t.Context(), "registry.example/x:1")
+	wantReason(t, err, fault.AccessDenied)
+	if asked != 0 {
+		t.Errorf("asked %d times for a server of another name", asked)
+	}
+	for _, r := range mirror.requests {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("a mirror was sent credentials")
+		}
+	}
+	_, err = client(t, c).Resolve(t.Context(), ownHost+"/x:1")
+	wantReason(t, err, fault.NotFound) // it let us in
+	if asked == 0 {
+		t.Error("the registry's own credentials were not asked for")
+	}
+	c.Provide = func(context.Context) (string, string, bool, error) {
+		return "", "", false, fault.New(fault.AccessDenied, "provider", "broken")
+	}
+	_, err = client(t, c).Resolve(t.Context(), ownHost+"/x:1")
+	wantReason(t, err, fault.AccessDenied)
 }
