@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mentatlab/mentat/capability"
@@ -178,7 +179,14 @@ func (c *compiler) compile(f *policyFile) *Policy {
 	return p
 }
 
-var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+// Patterns are compiled when they are first asked: a shim reads a policy at every
+// start, and most say nothing of what is rare.
+var ruleName = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func pattern(text string) func(string) bool {
+	compiled := sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+	return func(s string) bool { return compiled().MatchString(s) }
+}
 
 func (c *compiler) rule(at string, f *ruleFile) rule {
 	key := func(k string) string { return strictyaml.Key(at, k) }
@@ -186,7 +194,7 @@ func (c *compiler) rule(at string, f *ruleFile) rule {
 		Name: f.Name, Allow: f.Allow, Deny: f.Deny, DryRun: f.DryRun, FullNetwork: f.Network == networkFull,
 	}}
 	switch {
-	case !ruleName.MatchString(f.Name):
+	case !ruleName(f.Name):
 		c.fail(key("name"), "%q is no name: up to 64 letters, digits, '.', '_' and '-', by which decisions are reported", f.Name)
 	case slices.Contains(capability.Reserved, f.Name):
 		c.fail(key("name"), "%q is what decisions are called that no rule made; choose another name", f.Name)
@@ -260,8 +268,8 @@ func (c *compiler) private(at string, list []string) []string {
 }
 
 var (
-	headerName = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_`|~-]{1,128}$")
-	queryName  = regexp.MustCompile(`^[A-Za-z0-9._~-]{1,128}$`)
+	headerName = pattern("^[a-z0-9!#$%&'*+.^_`|~-]{1,128}$")
+	queryName  = pattern(`^[A-Za-z0-9._~-]{1,128}$`)
 )
 
 // framing are headers that belong to the connection and not to a request.
@@ -281,11 +289,11 @@ func (c *compiler) injection(at string, f *injectFile, r *ruleFile) capability.I
 	switch {
 	case (f.Header == "") == (f.Query == ""):
 		c.fail(at, "exactly one of header and query is required")
-	case f.Query != "" && !queryName.MatchString(f.Query):
+	case f.Query != "" && !queryName(f.Query):
 		c.fail(key("query"), "%q is no name of a query value", f.Query)
 	case f.Query != "" && f.Prefix != "":
 		c.fail(key("prefix"), "goes with a header only")
-	case f.Header != "" && !headerName.MatchString(in.Header):
+	case f.Header != "" && !headerName(in.Header):
 		c.fail(key("header"), "%q is no name of a header", f.Header)
 	case slices.Contains(framing, in.Header) || strings.HasPrefix(in.Header, "proxy-"):
 		c.fail(key("header"), "%q belongs to the connection and cannot be injected", f.Header)
@@ -397,7 +405,7 @@ func (c *compiler) llm(s *capability.Serving, f *llmFile) {
 		at := strictyaml.Index("llm.providers", i)
 		key := func(k string) string { return strictyaml.Key(at, k) }
 		p := capability.Provider{Name: pf.Name, URL: strings.TrimSuffix(pf.URL, "/")}
-		if !ruleName.MatchString(pf.Name) {
+		if !ruleName(pf.Name) {
 			c.fail(key("name"), "%q is no name: up to 64 letters, digits, '.', '_' and '-'", pf.Name)
 		}
 		if slices.ContainsFunc(s.Providers, func(o capability.Provider) bool { return o.Name == pf.Name }) {
@@ -443,7 +451,7 @@ func (c *compiler) url(at, text string) *url.URL {
 	return nil
 }
 
-var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+var bucketName = pattern(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
 func (c *compiler) media(s *capability.Serving, f *mediaFile) {
 	c.size("media.item", f.Item, 1, maxItem, &s.MediaItemBytes)
@@ -463,7 +471,7 @@ func (c *compiler) media(s *capability.Serving, f *mediaFile) {
 		return
 	}
 	c.url("media.s3.endpoint", f.S3.Endpoint)
-	if !bucketName.MatchString(f.S3.Bucket) {
+	if !bucketName(f.S3.Bucket) {
 		c.fail("media.s3.bucket", "%q is no name of a bucket", f.S3.Bucket)
 	}
 	if strings.HasPrefix(f.S3.Prefix, "/") || strings.ContainsFunc(f.S3.Prefix, func(r rune) bool { return r < ' ' || r > '~' }) || len(f.S3.Prefix) > 512 {
