@@ -259,8 +259,9 @@ const (
 	// after ten seconds.
 	VerifierBudget = 9 * time.Second
 	// CredentialProviderTime is how long a credential provider may take, within
-	// that; CredentialProviderWait how long its children may hold its output then.
+	// that.
 	CredentialProviderTime = 4 * time.Second
+	// CredentialProviderWait is how long its children may hold its output then.
 	CredentialProviderWait = 500 * time.Millisecond
 	// CompileWall bounds the wall time of one compilation.
 	CompileWall = 120 * time.Second
