@@ -16,9 +16,9 @@ import (
 	"github.com/mentatlab/mentat/oci/remote"
 )
 
-// private is a registry behind TLS of a private CA and a password, and an agent
-// in it.
-func (g *guarded) private(name string) (ref, user, password string) {
+// registryCA makes a private CA's certificate, which is also the server's own, and
+// its key.
+func (g *guarded) registryCA() (certFile, keyFile string) {
 	g.t.Helper()
 	key := testpki.RSA(g.t, "registry", 2048)
 	template := &x509.Certificate{
@@ -29,10 +29,28 @@ func (g *guarded) private(name string) (ref, user, password string) {
 	}
 	cert := testpki.Issue(g.t, template, template, key.Public(), key)
 	dir := g.t.TempDir()
-	certFile, keyFile := filepath.Join(dir, "registry.crt"), filepath.Join(dir, "registry.key")
+	certFile, keyFile = filepath.Join(dir, "registry.crt"), filepath.Join(dir, "registry.key")
 	if err := errors.Join(os.WriteFile(certFile, testpki.PEM(cert), 0o600), os.WriteFile(keyFile, testpki.KeyPEM(g.t, key), 0o600)); err != nil {
 		g.t.Fatal(err)
 	}
+	return certFile, keyFile
+}
+
+// hosts tells the node where the registry is and whom to believe that.
+func (g *guarded) hosts(certFile string) {
+	g.t.Helper()
+	hosts := filepath.Join(g.Etc, "certs.d", g.registry.Host)
+	toml := fmt.Sprintf("server = \"https://%s\"\nca = %q\n", g.registry.Host, certFile)
+	if err := errors.Join(os.MkdirAll(hosts, 0o700), os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(toml), 0o600)); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// private is a registry behind TLS of a private CA and a password, and an agent
+// in it.
+func (g *guarded) private(name string) (ref, user, password string) {
+	g.t.Helper()
+	certFile, keyFile := g.registryCA()
 	user, password = "robot$agents", "s3cret"
 	r, err := g.StartRegistry(g.t.Context(), node.RegistryConfig{Certificate: certFile, Key: keyFile, Username: user, Password: password})
 	if err != nil {
@@ -40,11 +58,7 @@ func (g *guarded) private(name string) (ref, user, password string) {
 	}
 	g.registry = r
 	g.policy("")
-	hosts := filepath.Join(g.Etc, "certs.d", r.Host)
-	toml := fmt.Sprintf("server = \"https://%s\"\nca = %q\n", r.Host, certFile)
-	if err := errors.Join(os.MkdirAll(hosts, 0o700), os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(toml), 0o600)); err != nil {
-		g.t.Fatal(err)
-	}
+	g.hosts(certFile)
 	l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
 	g.sign(l, g.pki, name, r.Host+"/agents/"+name, nil)
 	c, err := remote.New(remote.Options{CAFile: certFile, Username: user, Password: password})

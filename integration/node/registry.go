@@ -20,7 +20,17 @@ type RegistryConfig struct {
 	Certificate, Key string
 	// Username and Password, if set, are required (HTTP basic authentication).
 	Username, Password string
+	// TokenRealm, if set, is the address of the token server whose tokens are
+	// required, which call themselves Issuer and lead to a certificate in TokenRoots, a
+	// PEM file.
+	TokenRealm, TokenRoots string
 }
+
+// What a registry and its token server call themselves.
+const (
+	Issuer  = "a token server"
+	Service = "a registry"
+)
 
 // Registry is a private registry on a loopback port.
 type Registry struct {
@@ -69,6 +79,9 @@ http:
 			return nil, err
 		}
 		config += fmt.Sprintf("auth:\n  htpasswd: {realm: mentat, path: %q}\n", users)
+	}
+	if cfg.TokenRealm != "" {
+		config += fmt.Sprintf("auth:\n  token: {realm: %q, service: %q, issuer: %q, rootcertbundle: %q}\n", cfg.TokenRealm, Service, Issuer, cfg.TokenRoots)
 	}
 	file := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {

@@ -124,8 +124,10 @@ func (r *Report) config(d *Daemon, o Options) *nodeconfig.Config {
 		r.fail(checkConfig, path, err.Error(), "gates and shims refuse everything", "repair it")
 		return nil
 	}
-	r.ok(checkConfig, filepath.Join(cfg.Dir, filepath.Base(nodeconfig.DefaultPath)), "well formed")
-	if path != "" {
+	if path == "" {
+		r.ok(checkConfig, nodeconfig.DefaultPath, "is not there: the defaults hold")
+	} else {
+		r.ok(checkConfig, path, "well formed")
 		checkPath(r, path)
 	}
 	return cfg
