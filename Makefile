@@ -98,11 +98,14 @@ chatserver:
 deps: ## [root, if something is missing] what Debian 12 lacks to build; says so when nobody is root
 	@scripts/deps.sh
 
+.PHONY: testdeps
+testdeps: ## [root, if something is missing] the same, and what tests and benchmarks use besides
+	@scripts/deps.sh test
+
 ##@ Check
 
 .PHONY: test
-test: check cross build tools previous bin/tools/containerd-old bin/tools/versitygw chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
-	@scripts/deps.sh bench
+test: testdeps check cross build tools previous bin/tools/containerd-old bin/tools/versitygw chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
@@ -126,12 +129,11 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: build tools ## [root] the numbers of docs/performance.md, into bench.json
-	@scripts/deps.sh bench
+bench: testdeps build tools ## [root] the numbers of docs/performance.md, into bench.json
 	@go run ./bench -json bench.json
 
 .PHONY: check
-check: ## formatting, vet, tidy modules, lint
+check: deps ## formatting, vet, tidy modules, lint
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './bin/*' -not -path '*/testdata/*')); \
 		[ -z "$$unformatted" ] || { echo "gofmt these:"; echo "$$unformatted"; exit 1; }
 	@for f in scripts/*.sh .ci/run; do sh -n "$$f" || exit 1; done

@@ -23,7 +23,7 @@ type compiler struct{ dir string }
 func newCompiler(dir string) (*compiler, error) {
 	for _, program := range []string{"clang", "wasm-ld"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return nil, fmt.Errorf("%w: run scripts/deps.sh bench as root", err)
+			return nil, fmt.Errorf("%w: run make testdeps as root", err)
 		}
 	}
 	c := &compiler{filepath.Join(dir, "c")}

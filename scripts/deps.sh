@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what Debian 12 lacks to build and test MentatLab, and with the argument
-# "bench" the C compiler that the benchmark's programs are compiled with. Silent
-# when nothing is missing. Run as root, or read what it asks for and install that.
+# Installs what Debian 12 lacks to build MentatLab, and with the argument "test" what
+# its tests and benchmarks use besides. Silent when nothing is missing. Run as root,
+# or read what it asks for and install that.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -33,18 +33,16 @@ command -v pkg-config >/dev/null || need pkg-config
 if ! [ -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then
 	need busybox-static
 fi
-# The conformance suite's guest in C is built for WebAssembly.
-command -v clang >/dev/null || need clang
-command -v wasm-ld >/dev/null || need lld
-# A token in software, for keys behind PKCS #11.
-command -v softhsm2-util >/dev/null || need softhsm2
-# Tests ask its time stamp authority and its OCSP responder.
-command -v openssl >/dev/null || need openssl
 # The go command fetches modules over TLS.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
-if [ "${1:-}" = bench ]; then
+if [ "${1:-}" = test ]; then
+	# Guests in C are built for WebAssembly.
 	command -v clang >/dev/null || need clang
 	command -v wasm-ld >/dev/null || need lld
+	# A token in software, for keys behind PKCS #11.
+	command -v softhsm2-util >/dev/null || need softhsm2
+	# Tests ask its time stamp authority and its OCSP responder.
+	command -v openssl >/dev/null || need openssl
 fi
 [ -n "$missing" ] || exit 0
 

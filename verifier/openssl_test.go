@@ -18,7 +18,7 @@ import (
 func TestChainsGetTheVerdictOfOpenSSL(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Skip("openssl is not here: install it (scripts/deps.sh)")
+		t.Skip("openssl is not here: install it (make testdeps)")
 	}
 	for _, c := range []struct {
 		name       string

@@ -25,7 +25,7 @@ func softHSMLibrary() string {
 
 func haveSoftHSM(t *testing.T) bool {
 	if _, err := exec.LookPath("softhsm2-util"); err != nil || softHSMLibrary() == "" {
-		t.Log("no key is made in a token: install softhsm2 (scripts/deps.sh)")
+		t.Log("no key is made in a token: install softhsm2 (make testdeps)")
 		return false
 	}
 	return true

@@ -30,7 +30,7 @@ func (t *TSA) Serve() (url string) {
 	t.tb.Helper()
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.tb.Skip("openssl is not here: install it (scripts/deps.sh)")
+		t.tb.Skip("openssl is not here: install it (make testdeps)")
 	}
 	dir := t.tb.TempDir()
 	put := func(name string, data []byte) {

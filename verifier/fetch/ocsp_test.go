@@ -328,7 +328,7 @@ func TestOfListAndResponderTheWorseCounts(t *testing.T) {
 func TestOpensslsResponderIsBelieved(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Skip("openssl is not here: install it (scripts/deps.sh)")
+		t.Skip("openssl is not here: install it (make testdeps)")
 	}
 	now := time.Now().UTC()
 	shift := now.Sub(testpki.Now)
