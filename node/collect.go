@@ -185,7 +185,7 @@ func (c *collector) takeRuns(pending *[]chain.Pending) (over []*run, more bool, 
 			c.runs[key] = r
 		}
 		// Whether it is over is asked first: what is read then is all there is.
-		ended := r.id.Over()
+		ended := r.id.Over() && (r.executed || r.source.Began() || r.id.Settled(c.clock()))
 		drained, err := c.takeRun(r, pending)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

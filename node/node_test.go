@@ -273,12 +273,15 @@ func TestAHostThatWasKilledHasAnExecutionRecordAllTheSame(t *testing.T) {
 	r := b.recorder(killed)
 	r.Decision(audit.Choice{Time: b.clock(), Run: "1", Capability: "env:A", Rule: "none"})
 	never, endNever := b.run("never-began")
-	_ = never
 	b.collect()
 	b.advance(3 * time.Second)
 	endKilled()
 	endNever()
 	b.collect()
+	if keys, err := b.spools.Runs(); err != nil || !slices.Equal(keys, []string{never.Key}) {
+		t.Errorf("what may still be prepared is not waited for: %v, %v", keys, err)
+	}
+	b.advance(3 * time.Second)
 	b.restart()
 	b.collect()
 	list := of[audit.Execution](b, audit.EventExecution)

@@ -153,10 +153,22 @@ func (s Spools) Identity(key string) (*Identity, error) {
 	return id, nil
 }
 
-// Over reports whether the run's container is gone.
+// settling is how long a preparation may take from a run's directory to its mark,
+// which comes last.
+const settling = 5 * time.Second
+
+// Over reports whether the run's container is not there: gone or, unless
+// [Identity.Settled], still being prepared.
 func (id *Identity) Over() bool {
 	data, err := limits.ReadFile(id.Mark, identityBytes)
 	return err != nil || string(data) != id.Key
+}
+
+// Settled reports whether the run's preparation is over. A clock that was set back
+// says that it is.
+func (id *Identity) Settled(now time.Time) bool {
+	age := now.Sub(id.Created.Time)
+	return age < 0 || age >= settling
 }
 
 // Prune removes the oldest runs that are over where there are more than

@@ -53,6 +53,11 @@ func TestARunsDirectoryIsItsHostsAndItsIdentityRoots(t *testing.T) {
 	if !got.Over() {
 		t.Error("another run's mark counts")
 	}
+	for age, want := range map[time.Duration]bool{0: false, settling - time.Millisecond: false, settling: true, -time.Second: true} {
+		if got.Settled(began.Add(age)) != want {
+			t.Errorf("settled after %v: %v", age, !want)
+		}
+	}
 	id.Agent.Version = "2.0.0"
 	if err := s.Replace(id); err != nil {
 		t.Fatal(err)
