@@ -23,6 +23,7 @@ type metrics struct {
 	registry   *prometheus.Registry
 	verify     *prometheus.HistogramVec
 	pending    *prometheus.CounterVec
+	overlooked *prometheus.CounterVec
 	requests   *prometheus.CounterVec
 	executions *prometheus.HistogramVec
 	records    *prometheus.CounterVec
@@ -47,6 +48,9 @@ func newMetrics() *metrics {
 		pending: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mentatlab_attestation_pending_total", Help: "Starts without an attestation that the policy allows only until it enforces them",
 		}, []string{"agent_id"}),
+		overlooked: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mentatlab_attestation_overlooked_total", Help: "Failures of attestations that a scope's level let by at a start",
+		}, []string{"agent_id", "check"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mentatlab_capability_requests_total", Help: "Decisions about capabilities: when an agent is prepared, and each while it runs",
 		}, []string{"agent_id", "capability_type", "result"}),
@@ -63,7 +67,7 @@ func newMetrics() *metrics {
 		agents:    map[string]bool{},
 		orgs:      map[string]bool{},
 	}
-	m.registry.MustRegister(m.verify, m.pending, m.requests, m.executions, m.records, m.lost, m.sequence, m.runs, m.refreshes, m.refreshed,
+	m.registry.MustRegister(m.verify, m.pending, m.overlooked, m.requests, m.executions, m.records, m.lost, m.sequence, m.runs, m.refreshes, m.refreshed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -104,6 +108,11 @@ func (m *metrics) observe(record any) {
 		m.verify.WithLabelValues(r.Result, m.label(m.orgs, r.SignerOrg)).Observe(float64(r.Microseconds) / 1e6)
 		if r.Pending != "" {
 			m.pending.WithLabelValues(m.label(m.agents, r.Agent.ID)).Inc()
+		}
+		for _, o := range r.Overlooked {
+			if f := strings.Fields(o); len(f) == 3 { // level, check, reason: all of them the verifier's own words
+				m.overlooked.WithLabelValues(m.label(m.agents, r.Agent.ID), f[1]).Inc()
+			}
 		}
 	case *audit.Decision:
 		m.records.WithLabelValues(r.EventType).Inc()

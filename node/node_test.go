@@ -678,7 +678,7 @@ func TestMetricsTellOfWhatWasRecorded(t *testing.T) {
 	agent := audit.Agent{ID: "example.agent"}
 	records := []any{
 		&audit.Admission{EventType: audit.EventAdmission, Result: audit.Allowed, SignerOrg: "MentatLab", Microseconds: 2000},
-		&audit.Admission{EventType: audit.EventAdmission, Result: audit.Allowed, Agent: agent, Pending: "unsigned"},
+		&audit.Admission{EventType: audit.EventAdmission, Result: audit.Allowed, Agent: agent, Pending: "unsigned", Overlooked: []string{"permissive chain outside-validity", "nonsense"}},
 		&audit.Decision{EventType: audit.EventDecision, Agent: agent, Capability: "network:https:a.example", Result: audit.Denied},
 		&audit.Decision{EventType: audit.EventDecision, Agent: agent, Capability: "network:https:b.example", Result: audit.DryRun, Count: 7},
 		&audit.Decision{EventType: audit.EventDecision, Agent: agent, Capability: "nonsense\"} 1", Result: audit.Denied},
@@ -702,6 +702,7 @@ func TestMetricsTellOfWhatWasRecorded(t *testing.T) {
 		`mentatlab_capability_requests_total{agent_id="example.agent",capability_type="other",result="denied"} 1`,
 		`mentatlab_audit_lost_total 5`,
 		`mentatlab_attestation_pending_total{agent_id="example.agent"} 1`,
+		`mentatlab_attestation_overlooked_total{agent_id="example.agent",check="chain"} 1`,
 		`mentatlab_audit_records_total{event="admission"} 2`,
 		`mentatlab_audit_sequence 7`,
 	} {
