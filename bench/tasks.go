@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
 
+	"github.com/mentatlab/mentat/bundle"
 	"github.com/mentatlab/mentat/integration/node"
 )
 
@@ -74,11 +76,57 @@ func measureTasks(ctx context.Context, m *machine, pairs int) (_ []Result, err e
 			}
 		}
 	}
+	calls, err := askContainerd(ctx, c, n.Socket, agent, 10*pairs)
+	if err != nil {
+		return nil, err
+	}
 	const against = "container, containerd's runc shim"
 	return []Result{
 		result("agent: create + start to first output", "ms", took["agent"]).goal(ratio, 1.10).versus(against, took["agent"], took["theirs"]),
 		result("container, our shim: the same", "ms", took["container"]).versus(against, took["container"], took["theirs"]),
+		result("containerd's answers to the gate before a run", "ms", calls),
 	}, nil
+}
+
+// askContainerd is how long containerd takes to answer what the gate asks before a
+// run, over a connection that is there, in the gate's order. The gate reads policy and
+// specification meanwhile.
+func askContainerd(ctx context.Context, c *containerd.Client, socket, ref string, rounds int) (took []float64, err error) {
+	const id = "asked"
+	image, err := c.GetImage(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	container, err := c.NewContainer(ctx, id, containerd.WithImage(image), containerd.WithNewSnapshot(id, image),
+		containerd.WithRuntime("io.containerd.mentat.v1", nil), containerd.WithNewSpec(oci.WithImageConfig(image)))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, container.Delete(ctx, containerd.WithSnapshotCleanup)) }()
+	asked, err := bundle.Dial(socket)
+	if err != nil {
+		return nil, err
+	}
+	defer asked.Close()
+	for i := range rounds + warmPairs {
+		begin := time.Now()
+		found, err := asked.Container(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		var parent error
+		var side sync.WaitGroup
+		side.Go(func() { _, parent = asked.SnapshotParent(ctx, found.Snapshotter, found.SnapshotKey) })
+		_, err = asked.Image(ctx, found.Image)
+		side.Wait()
+		if err := errors.Join(err, parent); err != nil {
+			return nil, err
+		}
+		if i >= warmPairs {
+			took = append(took, millis(time.Since(begin)))
+		}
+	}
+	return took, nil
 }
 
 // firstOutput is the time from the task's creation to its first byte.

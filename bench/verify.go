@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/mentatlab/mentat/internal/limits"
@@ -70,6 +71,13 @@ func measureVerify(ctx context.Context, m *machine, pairs int) ([]Result, error)
 		result("verify, from the verdict memory", "ms", remembered.same).goal(p99, 1),
 		result("  the same, processor time", "ms", remembered.cpu),
 	}
+	warm, err := judgeWarm(ctx, cfg, filepath.Join(dir, "verdicts"), l, desc, ref)
+	if err != nil {
+		return nil, err
+	}
+	results = append(results,
+		result("the gate before a run, warm, without containerd", "ms", warm.fresh),
+		result("  the same, processor time", "ms", warm.cpu).goal(p99, 1))
 	gate, err := measureGate(ctx, dir, l, desc, ref, pairs)
 	return append(results, gate...), err
 }
@@ -172,6 +180,64 @@ func judgeRemembered(ctx context.Context, cfg nodeconfig.Verify, dir string, rea
 		}
 	}
 	return j, nil
+}
+
+// judgeWarm does what the gate before a run does in a new process on a node where
+// the agent ran before, but for asking containerd: configuration, policy, stores,
+// what is due of the lists, the remembered manifest and the remembered verdict.
+func judgeWarm(ctx context.Context, cfg nodeconfig.Verify, dir string, l *oci.Layout, desc ocispec.Descriptor, ref string) (*judgements, error) {
+	runtime.LockOSThread() // its processor time is measured
+	defer runtime.UnlockOSThread()
+	j := &judgements{}
+	const warming = 10
+	for i := range verifications + warming {
+		used, err := threadTime()
+		if err != nil {
+			return nil, err
+		}
+		begin := time.Now()
+		verdict, err := judgeOnce(ctx, cfg, dir, l, desc, ref)
+		if err != nil {
+			return nil, err
+		}
+		took := time.Since(begin)
+		after, err := threadTime()
+		switch {
+		case err != nil:
+			return nil, err
+		case i < warming:
+			continue
+		case !verdict.Allowed || !verdict.Remembered:
+			return nil, fmt.Errorf("the verdict was not remembered: %s", verdict.Line())
+		}
+		j.fresh, j.cpu = append(j.fresh, millis(took)), append(j.cpu, millis(after-used))
+	}
+	return j, nil
+}
+
+func judgeOnce(ctx context.Context, cfg nodeconfig.Verify, dir string, l *oci.Layout, desc ocispec.Descriptor, ref string) (*verifier.Verdict, error) {
+	v, err := verifier.Open(cfg, time.Now, timestamp.Reader{})
+	if err != nil {
+		return nil, err
+	}
+	if err := fetch.Refresh(ctx, v, cfg, nil, false); err != nil {
+		return nil, err
+	}
+	kept, err := memory.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := oci.ReadBlob(ctx, kept.Blobs(l), desc, limits.OCIManifestBytes)
+	if err != nil {
+		return nil, err
+	}
+	a, err := oci.Read(ctx, kept.Blobs(l), raw)
+	if err != nil {
+		return nil, err
+	}
+	return fetch.Judge(ctx, v, cfg, nil, verifier.Input{Reference: ref, Artifact: a}, func(ctx context.Context, in verifier.Input) *verifier.Verdict {
+		return kept.Verify(ctx, v, in)
+	}), nil
 }
 
 // threadTime is the processor time that this thread has used. Unlike the
