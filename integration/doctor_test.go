@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"github.com/mentatlab/mentat/integration/node"
 	"github.com/mentatlab/mentat/internal/testpki"
 	"github.com/mentatlab/mentat/node/doctor"
+	"github.com/mentatlab/mentat/oci"
 )
 
 // diagnosis is what `mentatctl doctor` says of a node.
@@ -52,6 +54,13 @@ func (d diagnosis) has(check string, s doctor.Severity, words string) int {
 	return count
 }
 
+// withCredentials is a setting of CRI's that has it pull by itself.
+const withCredentials = `
+[plugins.'io.containerd.cri.v1.images'.registry.configs."registry.example".auth]
+username = "ada"
+password = "right"
+`
+
 func newPatient(t *testing.T, cfg node.Config) *guarded {
 	t.Helper()
 	testpki.Now = time.Now().UTC()
@@ -70,7 +79,7 @@ func TestTheDoctorFindsASoundNodeSound(t *testing.T) {
 		t.Fatalf("exit %d\n%s", d.exit, d.text)
 	}
 	// Both canaries were refused by every gate, and for the policy's reason.
-	for _, gate := range []string{"canary.verifier", "canary.pull", "canary.run"} {
+	for _, gate := range []string{"canary.verifier", "canary.pull", "canary.cri", "canary.run"} {
 		if got := d.has(gate, doctor.OK, "refused an agent that is"); got != 2 {
 			t.Errorf("%s refused %d canaries\n%s", gate, got, d.text)
 		}
@@ -87,11 +96,7 @@ func TestTheDoctorFindsASoundNodeSound(t *testing.T) {
 }
 
 func TestTheDoctorFindsWhatSwitchesTheGatesOff(t *testing.T) {
-	g := newPatient(t, node.Config{Extra: `
-[plugins.'io.containerd.cri.v1.images'.registry.configs."registry.example".auth]
-username = "ada"
-password = "right"
-`})
+	g := newPatient(t, node.Config{Extra: withCredentials})
 	if err := os.Rename(g.verifier(), filepath.Join(g.Root, "gone")); err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +110,8 @@ password = "right"
 		{"canary.verifier", "was not asked"},
 		{"canary.pull", "let an agent pass that is unsigned"},
 		{"canary.pull", "let an agent pass that is wrongly signed"},
+		{"canary.cri", "let an agent pass that is unsigned"},
+		{"canary.cri", "let an agent pass that is wrongly signed"},
 	} {
 		if d.has(c.check, doctor.Failure, c.words) != 1 {
 			t.Errorf("no failure of %s with %q\n%s", c.check, c.words, d.text)
@@ -116,6 +123,56 @@ password = "right"
 	}
 	if out := g.ctr("namespaces", "ls", "-q"); strings.Contains(out, "mentat-doctor") {
 		t.Errorf("the doctor left its namespace: %s", out)
+	}
+	if out, err := g.Command(t.Context(), "ctr", "--address", g.Socket, "--namespace", "k8s.io", "images", "ls", "-q").Output(); err != nil || strings.Contains(string(out), "canary") {
+		t.Errorf("CRI has kept the canary, or cannot tell: %v\n%s", err, out)
+	}
+}
+
+// What keeps CRI from the verifier leaves the pull by containerd's own client as it
+// was: of the canaries only the one that CRI pulls shows it.
+func TestAPullByCRIIsTried(t *testing.T) {
+	g := newPatient(t, node.Config{Extra: withCredentials})
+	d := diagnose(t, g.Node)
+	if d.has("canary.pull", doctor.OK, "refused an agent that is") != 2 || d.has("canary.cri", doctor.Failure, "let an agent pass that is") != 2 {
+		t.Errorf("exit %d\n%s", d.exit, d.text)
+	}
+}
+
+func TestTheDoctorJudgesWhatTheNodeHasAlready(t *testing.T) {
+	g := newPatient(t, node.Config{})
+	have := func(name string, sign func(*oci.Layout)) {
+		l, _ := g.build(name, assemble(t, guestMarker(1)), "")
+		sign(l)
+		g.load(l, g.ref(name))
+	}
+	by := func(p *testpki.PKI, name string) func(*oci.Layout) {
+		return func(l *oci.Layout) { g.sign(l, p, name, g.registry.Host+"/agents/"+name, nil) }
+	}
+	ending := testpki.New(t, func(r *testpki.Recipe) {
+		r.Leaf.SerialNumber = big.NewInt(0x777)
+		r.Leaf.NotAfter = testpki.Now.AddDate(0, 0, 10)
+	})
+	have("good", by(g.pki, "good"))
+	have("ending", by(ending, "ending"))
+	have("revoked", by(testpki.New(t, testpki.LeafSerial(0xdead)), "revoked"))
+	have("unsigned", func(*oci.Layout) {})
+	g.trust(g.pki, revokedSerial(g.pki))
+	d := diagnose(t, g.Node)
+	for _, c := range []struct{ check, words string }{
+		{"images", "/agents/revoked:1.0.0 would be refused now: revoked"},
+		{"images", "/agents/unsigned:1.0.0 would be refused now: unsigned"},
+		{"certificates", "/agents/ending:1.0.0 was signed by"},
+	} {
+		if d.has(c.check, doctor.Warning, c.words) != 1 {
+			t.Errorf("no warning of %s with %q\n%s", c.check, c.words, d.text)
+		}
+	}
+	if d.has("images", doctor.OK, "4 images, 4 of them agents or signed, of which 2 would be refused") != 1 || d.has("images", doctor.Warning, "") != 2 || strings.Contains(d.text, "/agents/good:") {
+		t.Errorf("%s", d.text)
+	}
+	if d.exit != 0 {
+		t.Errorf("exit %d: what the gate would refuse is no failure of the gate", d.exit)
 	}
 }
 

@@ -162,6 +162,7 @@ func askGates(ctx context.Context, r *Report, g gates, now time.Time) {
 		if want := g.wanted(ctx, r, c, ref); want != "" {
 			g.askVerifier(ctx, r, c, ref, want)
 			g.askPull(ctx, r, c, ref, want)
+			g.askCRI(ctx, r, c, ref, want)
 		}
 		server.close()
 		ref = scopeReference(g.judge)

@@ -44,8 +44,10 @@ const (
 
 	checkCRL        = "revocation.list"
 	checkCert       = "certificates"
+	checkAgents     = "images"
 	checkCanaryPull = "canary.pull"
 	checkCanaryGate = "canary.verifier"
+	checkCanaryCRI  = "canary.cri"
 	checkCanaryRun  = "canary.run"
 )
 

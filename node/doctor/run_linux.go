@@ -38,9 +38,13 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	checkCaches(r, cfg)
 	checkTime(r, o.Clock(), cfg)
 	judge, err := judgeOf(checkTrust(r, cfg, o), cfg, o.Clock)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
+	}
+	if g.judge = judge; judge != nil {
+		checkImages(ctx, r, g, cfg.Verify)
+	}
+	switch {
 	case o.NoCanary:
 		r.note(checkCanaryRun, "canary", "left out, as asked for", "whether the gates refuse anything was not shown")
 		return r, nil
@@ -48,7 +52,6 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		r.fail(checkCanaryRun, "canary", "left out: there is nothing to hold the gates' answers to", "whether the gates refuse anything was not shown", "repair the policy")
 		return r, nil
 	}
-	g.judge = judge
 	if g.dir, err = os.MkdirTemp("", "mentat-doctor-"); err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "", "cannot make a temporary directory")
 	}
