@@ -43,6 +43,7 @@ const (
 	checkEnforcement = "policy.enforcement"
 
 	checkCRL        = "revocation.list"
+	checkReleases   = "releases.list"
 	checkCert       = "certificates"
 	checkAgents     = "images"
 	checkCanaryPull = "canary.pull"

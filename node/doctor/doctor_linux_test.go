@@ -544,6 +544,38 @@ func TestTrustIsReadAsAGateReadsIt(t *testing.T) {
 	}
 }
 
+func TestReleaseListsAreHeldToTheirTime(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		next time.Duration // after the doctor's time
+		want want
+	}{
+		{"current", 48 * time.Hour, want{checkReleases, OK, "number 7, until 2026-01-17"}},
+		{"within the grace", -time.Hour, want{checkReleases, Warning, "out of date"}},
+		{"past the grace", -25 * time.Hour, want{checkReleases, Failure, "out of date"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg, p := trusting(t)
+			data, err := verifier.SignReleases(verifier.Releases{Number: 7, NextUpdate: testpki.Now.Add(c.next).Format("2006-01-02T15:04:05Z")}, p.LeafKey, p.Chain(), testpki.Now.Add(-72*time.Hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, filepath.Join(cfg.Dir, "releases.json"), 0o644, string(data))
+			put(t, cfg.Verify.Policy, 0o644, read(t, cfg.Verify.Policy)+"releases: [{name: agents, file: releases.json, stores: [agents], identities: [\"email:"+testpki.Email+"\"]}]\n")
+			r := &Report{}
+			checkTrust(r, cfg, Options{Clock: testpki.Clock})
+			holds(t, r, c.want)
+			if _, err := os.Stat(filepath.Join(cfg.Verify.State, "releases-agents.json")); err == nil {
+				t.Error("the doctor has the node remember a list")
+			}
+			remove(t, filepath.Join(cfg.Dir, "releases.json"))
+			r = &Report{}
+			checkTrust(r, cfg, Options{Clock: testpki.Clock})
+			holds(t, r, want{checkReleases, Failure, "cannot be used"})
+		})
+	}
+}
+
 // stage gives the policy an attestation_required.
 func stage(text string) func(*testing.T, *nodeconfig.Config) {
 	return func(t *testing.T, cfg *nodeconfig.Config) {

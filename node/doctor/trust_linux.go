@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,7 +73,23 @@ func checkTrust(r *Report, cfg *nodeconfig.Config, o Options) *verifier.Verifier
 	checkEnforced(r, v, cfg, o.Clock())
 	checkCertificates(r, v, o.Clock())
 	checkLists(r, v, cfg, o.Clock())
+	checkReleaseLists(r, v, o.Clock())
 	return v
+}
+
+// checkReleaseLists: without a list that counts, every agent is refused.
+func checkReleaseLists(r *Report, v *verifier.Verifier, now time.Time) {
+	const do = "get a new list from its signer (mentatctl trust releases)"
+	for _, l := range v.ReleaseLists() {
+		switch left := l.NextUpdate.Sub(now); {
+		case l.Err != nil:
+			r.fail(checkReleases, l.Name, l.Err.Error(), "every agent is refused", do)
+		case len(l.Warnings) > 0:
+			r.warn(checkReleases, l.Name, strings.Join(l.Warnings, "; "), "after the policy's grace every agent is refused, and what a newer list withdraws still runs", do)
+		default:
+			r.ok(checkReleases, l.Name, "number %d, until %s, in %d days", l.Number, stamp(l.NextUpdate), int(left/(24*time.Hour)))
+		}
+	}
 }
 
 // checkEnforced tells whether attestations are required yet, and whether the clock is
