@@ -9,8 +9,10 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/mentatlab/mentat/integration/node"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/testpki"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/oci/remote"
 )
@@ -191,6 +194,54 @@ func TestARobotPublishesAndANodePullsByToken(t *testing.T) {
 	}
 	if got := g.run("", ref, g.id()); got.code != 0 {
 		t.Errorf("what was pulled needs a token to run: status %d, stderr %q", got.code, got.stderr)
+	}
+	server.set(time.Hour, nil)
+	g.mirrored(ref)
+}
+
+// mirrored copies an agent to a second registry, from which it is pulled and run under
+// the signature that it has, where the policy says that the one is a mirror of the
+// other, and nowhere else.
+func (g *guarded) mirrored(ref string) {
+	t := g.t
+	second, err := g.StartRegistry(t.Context(), node.RegistryConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := strings.Replace(ref, g.registry.Host, second.Host, 1)
+	scope := func(binding string) {
+		g.policy("")
+		data, err := os.ReadFile(filepath.Join(g.Etc, "policy.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mirror := fmt.Sprintf("  - {name: mirror, match: [\"%s/agents/**\"], stores: [agents], identities: [\"email:%s\"], unsigned_containers: deny, %s}\noutside:", second.Host, testpki.Email, binding)
+		if err := g.WritePolicy(strings.Replace(string(data), "outside:", mirror, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	promote := func() (string, error) {
+		out, err := g.Command(t.Context(), "mentatctl", "copy", "--policy", filepath.Join(g.Etc, "policy.yaml"), "--trust", filepath.Join(g.Etc, "trust"),
+			"--docker-config", filepath.Join(g.Etc, "docker", "config.json"), "--hosts-dir", filepath.Join(g.Etc, "certs.d"), ref, there).CombinedOutput()
+		return string(out), err
+	}
+	scope("binding: repository")
+	if out, err := promote(); err == nil || !strings.Contains(out, string(fault.BindingMismatch)) && !strings.Contains(out, "is for") {
+		t.Errorf("copied to where the policy refuses it: %v\n%s", err, out)
+	}
+	scope(fmt.Sprintf("binding: remap, remap: [{from: \"%s/agents/**\", to: \"%s/agents/**\"}]", second.Host, g.registry.Host))
+	if out, err := promote(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := g.pull(there); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.run("", there, g.id()); got.code != 0 || got.stdout != marker+"\n" {
+		t.Errorf("from the mirror: status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+	scope("binding: repository")
+	if got := g.run("", there, g.id()); got.code == 0 || strings.Contains(got.stdout, marker) {
+		t.Errorf("from a mirror that is none any more: status %d, stdout %q", got.code, got.stdout)
 	}
 }
 
