@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
 	"github.com/containerd/containerd/v2/plugins"
+	containerdversion "github.com/containerd/containerd/v2/version"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
@@ -41,6 +42,8 @@ const Runtime = "io.containerd.mentat.v1"
 // Main runs the shim binary and returns its exit code; containerd's shim package
 // ends the process itself on an error.
 func Main(ctx context.Context) int {
+	// What -v prints is the shim's, not that of the library that prints it.
+	containerdversion.Version, containerdversion.Revision = version.Version, version.Revision
 	m := shimManager{Shim: manager.NewShimManager(Runtime)}
 	if err := m.answerOldDaemon(ctx, os.Args[1:], os.Stdin, os.Stdout); !errors.Is(err, errNotLegacy) {
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/internal/fault"
+	buildinfo "github.com/mentatlab/mentat/internal/version"
 )
 
 // app is what every command shares.
@@ -124,6 +125,7 @@ agent's code is a blob in it. It is written in a directory with a manifest.yaml:
 
 Results go to stdout, as text or, with --output json, as one JSON document with
 a versioned media type. Exit codes: mentatctl help exit-codes.`,
+		Version:           buildinfo.Version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
@@ -132,6 +134,7 @@ a versioned media type. Exit codes: mentatctl help exit-codes.`,
 		Args:                       subcommandWanted,
 		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate("mentatctl {{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	root.AddGroup(&cobra.Group{ID: groupAgent, Title: "An agent's way:"}, &cobra.Group{ID: groupTrust, Title: "Trust and access:"})
 	add := func(group string, cmds ...*cobra.Command) {
