@@ -242,7 +242,7 @@ func readIntact(raw []byte) (*Attestation, error) {
 
 // others are the countersignatures beside which one by leaf can stand.
 func (a *Attestation) others(leaf *x509.Certificate, replace bool) ([]Countersignature, error) {
-	exists := func(who string) error {
+	exists := func(who string) *fault.Error {
 		return fault.New(fault.Exists, certName(leaf), "signed already: %s, and one person counts once", who)
 	}
 	if samePerson(a.Chain[0], leaf) {
@@ -254,7 +254,7 @@ func (a *Attestation) others(leaf *x509.Certificate, replace bool) ([]Countersig
 		case !samePerson(s.chain[0], leaf):
 			kept = append(kept, a.Countersignatures[i])
 		case !replace:
-			return nil, exists(countersignatureName(i)).(*fault.Error).WithHint("--replace makes it anew, as after its certificate was renewed")
+			return nil, exists(countersignatureName(i)).WithHint("--replace makes it anew, as after its certificate was renewed")
 		}
 	}
 	return kept, nil
