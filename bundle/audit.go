@@ -83,6 +83,9 @@ func (n *note) admission(result string) *audit.Admission {
 		if n.verdict.Signer != nil {
 			a.SignerOrg = organisation(n.verdict.Signer.Subject)
 		}
+		for _, email := range n.verdict.Counted() {
+			a.Countersigners = append(a.Countersigners, audit.Clean(email))
+		}
 	}
 	return a
 }

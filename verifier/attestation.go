@@ -50,6 +50,9 @@ type Block struct {
 	// TimestampToken is an RFC 3161 token over the signature, base64 without line
 	// breaks. It cannot be part of what is signed.
 	TimestampToken string `json:"timestamp_token,omitempty"`
+	// Countersignatures are those of further people over what the first signed. They
+	// cannot be part of it.
+	Countersignatures []Countersignature `json:"countersignatures,omitempty"`
 }
 
 // Names are the leaf's distinguished names, for people who read the block.
@@ -80,10 +83,9 @@ type Attestation struct {
 	// Chain is the block's chain, leaf first.
 	Chain []*x509.Certificate
 
-	signature []byte
-	token     []byte // nil when the block has none
-	timestamp time.Time
-	notAfter  time.Time // zero when the block has none
+	signing            // the first one's
+	counters []signing // by [Block.Countersignatures]
+	notAfter time.Time // zero when the block has none
 }
 
 // ReadAttestation reads the attestation of an OCI image manifest.
@@ -154,7 +156,11 @@ func readBlock(raw []byte, text string) (*Attestation, error) {
 	if a.SignedBytes, err = signedBytes(raw, a.Block); err != nil {
 		return nil, err
 	}
+	a.payload = a.SignedBytes
 	a.SignedDigest = digest.FromBytes(a.SignedBytes)
+	if err := a.readCountersignatures(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -207,9 +213,14 @@ func orNone(v json.RawMessage) string {
 // what its own leaf certificate says.
 func (a *Attestation) decode() error {
 	var err error
-	if a.timestamp, err = parseTime(a.Timestamp); err != nil {
-		return malformed("timestamp: %v", err)
+	first := Countersignature{
+		Timestamp: a.Timestamp, Signer: a.Signer, Algorithm: a.Algorithm,
+		CertificateChain: a.CertificateChain, Signature: a.Signature, TimestampToken: a.TimestampToken,
 	}
+	if a.signing, err = first.read(); err != nil {
+		return err
+	}
+	a.Chain = a.chain
 	if a.NotAfter != "" {
 		if a.notAfter, err = parseTime(a.NotAfter); err != nil {
 			return malformed("not_after: %v", err)
@@ -218,55 +229,35 @@ func (a *Attestation) decode() error {
 			return malformed("not_after is not later than timestamp")
 		}
 	}
-	if a.TimestampToken != "" {
-		if a.token, err = decodeBase64(a.TimestampToken); err != nil {
-			return malformed("timestamp_token: %v", err)
-		}
-		if len(a.token) > limits.TimeStampBytes {
-			return malformed("timestamp_token is over %d bytes", limits.TimeStampBytes)
-		}
-	}
 	if a.Subject.ID == "" || a.Subject.Version == "" {
 		return malformed("subject needs id and version")
 	}
 	if a.Subject.Repository != "" && !imageref.ValidRepository(a.Subject.Repository) {
 		return malformed("subject.repository %q is not host/path in lower case", a.Subject.Repository)
 	}
-	if a.signature, err = decodeBase64(a.Signature); err != nil {
-		return malformed("signature: %v", err)
-	}
-	if a.Chain, err = parseBlockChain(a.CertificateChain); err != nil {
-		return err
-	}
-	leaf := a.Chain[0]
-	if a.Signer.Subject != leaf.Subject.String() || a.Signer.Issuer != leaf.Issuer.String() {
-		return malformed("signer is not the subject and issuer of its first certificate")
-	}
 	return nil
 }
 
 // CheckSignature checks integrity only: that the first certificate's key signed
-// this manifest. It says nothing about whether that key is trusted.
+// this manifest, and that of each countersignature the same. It says nothing about
+// whether any of these keys is trusted.
 func (a *Attestation) CheckSignature() error {
-	leaf := a.Chain[0]
-	if err := checkKey(leaf); err != nil {
+	if err := a.check(); err != nil {
 		return err
 	}
-	alg, err := algorithmFor(leaf.PublicKey, a.Algorithm)
-	if err != nil {
-		return err
-	}
-	if err := leaf.CheckSignature(alg.x509, a.SignedBytes, a.signature); err != nil {
-		return fault.Wrap(err, fault.SignatureInvalid, "attestation", "the signature does not fit this manifest").
-			WithHint("the artifact was changed after it was signed: get it again from its publisher")
+	for i := range a.counters {
+		if err := a.counters[i].check(); err != nil {
+			return onCountersignature(err, i)
+		}
 	}
 	return nil
 }
 
 // signedBytes is what a signature covers: the manifest in canonical form, with
-// the block in its place, without the block's signature and token.
+// the block in its place, without the block's signature, token and
+// countersignatures.
 func signedBytes(raw []byte, block Block) ([]byte, error) {
-	block.Signature, block.TimestampToken = "", ""
+	block.Signature, block.TimestampToken, block.Countersignatures = "", "", nil
 	text, err := canonical.Marshal(block)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.AttestationFormat, "attestation", "cannot be brought into canonical form")

@@ -82,6 +82,7 @@ type scopeFile struct {
 	Timestamp          string         `yaml:"timestamp" allowed:"optional|required"`
 	Identities         []string       `yaml:"identities"`
 	IdentityPatterns   []identityFile `yaml:"identity_patterns"`
+	RequiredSigners    []requiredFile `yaml:"required_signers"`
 	UnsignedContainers string         `yaml:"unsigned_containers" allowed:"allow|deny"`
 	UnsignedAgents     string         `yaml:"unsigned_agents" allowed:"allow|deny"`
 	Binding            string         `yaml:"binding" allowed:"exact|repository|remap|none"`
@@ -155,6 +156,7 @@ type scope struct {
 	stampStores        []string // those of time stamp authorities; none counts without
 	stampRequired      bool
 	identities         identities
+	required           []requirement // all of which must be met
 	unsignedContainers bool
 	unsignedAgents     bool
 	binding            string
@@ -313,6 +315,7 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 		c.fail(key("identity_patterns"), "has no effect beside identities: [%s]", anyIdentity)
 	}
 	out.identities.patterns = c.identityPatterns(key("identity_patterns"), s.IdentityPatterns, out.stores)
+	out.required = c.required(key("required_signers"), s.RequiredSigners)
 	return out
 }
 

@@ -187,6 +187,7 @@ func FuzzParsePolicy(f *testing.F) {
 	f.Add(remapPolicy + "minimum_versions: {mentatlab.echo: 1.0.0}\n")
 	f.Add(testPolicy + "releases: [{name: a, file: a.json, stores: [a], identities: [\"email:a@example.com\"]}]\n")
 	f.Add(strings.Replace(testPolicy, "    binding: exact", "    level: audit\n    identity_patterns: [{issuer: \"CN=A\", email: \"*@b.example\"}]", 1))
+	f.Add(requiring(twoOfThree))
 	state := f.TempDir()
 	f.Fuzz(func(t *testing.T, text string) {
 		p, err := ParsePolicy("p", []byte(text))

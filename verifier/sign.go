@@ -45,21 +45,9 @@ type SignRequest struct {
 // [fault.OutsideValidity] for one that is not valid at Time,
 // [fault.SignatureInvalid] for a key that is not the certificate's.
 func Sign(req SignRequest) (signed, block []byte, err error) {
-	chain := withoutRoot(req.Chain)
-	if req.Key == nil || len(chain) == 0 {
-		return nil, nil, fault.New(fault.Usage, "sign", "needs a key and a certificate that is not self-signed")
-	}
-	leaf := chain[0]
-	if err := checkUsage(leaf); err != nil {
+	chain, err := signingChain(req.Key, req.Chain, req.Time)
+	if err != nil {
 		return nil, nil, err
-	}
-	if err := checkValidity(leaf, req.Time); err != nil {
-		return nil, nil, err
-	}
-	for i, c := range chain[:len(chain)-1] {
-		if err := c.CheckSignatureFrom(chain[i+1]); err != nil {
-			return nil, nil, fault.Wrap(err, fault.ChainUntrusted, certName(c), "was not issued by the certificate that follows it")
-		}
 	}
 	b := Block{
 		Version:   BlockVersion,
@@ -85,6 +73,28 @@ func Sign(req SignRequest) (signed, block []byte, err error) {
 		return nil, nil, err
 	}
 	return signed, block, nil
+}
+
+// signingChain is what goes into a block of a chain with which somebody wants to
+// sign. A chain that nobody would believe is refused.
+func signingChain(key crypto.Signer, chain []*x509.Certificate, at time.Time) ([]*x509.Certificate, error) {
+	chain = withoutRoot(chain)
+	if key == nil || len(chain) == 0 {
+		return nil, fault.New(fault.Usage, "sign", "needs a key and a certificate that is not self-signed")
+	}
+	leaf := chain[0]
+	if err := checkUsage(leaf); err != nil {
+		return nil, err
+	}
+	if err := checkValidity(leaf, at); err != nil {
+		return nil, err
+	}
+	for i, c := range chain[:len(chain)-1] {
+		if err := c.CheckSignatureFrom(chain[i+1]); err != nil {
+			return nil, fault.Wrap(err, fault.ChainUntrusted, certName(c), "was not issued by the certificate that follows it")
+		}
+	}
+	return chain, nil
 }
 
 // stamp adds a time stamp to a signed manifest.
@@ -126,33 +136,49 @@ func sign(raw []byte, key crypto.Signer, chain []*x509.Certificate, b Block) (si
 	if _, err := oci.ParseManifest(raw); err != nil {
 		return nil, nil, err
 	}
-	leaf := chain[0]
-	if !samePublicKey(key.Public(), leaf.PublicKey) {
-		return nil, nil, fault.New(fault.SignatureInvalid, certName(leaf), "does not belong to the key")
-	}
-	if fits := algorithmsOf(leaf.PublicKey); b.Algorithm == "" && len(fits) > 0 {
-		b.Algorithm = fits[0].name
-	}
-	alg, err := algorithmFor(leaf.PublicKey, b.Algorithm)
+	who, alg, err := signerOf(key, chain, b.Algorithm)
 	if err != nil {
 		return nil, nil, err
 	}
-	b.Signer = Names{Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String()}
-	b.CertificateChain = nil
-	for _, c := range chain {
-		b.CertificateChain = append(b.CertificateChain, string(encodePEM(c.Raw)))
-	}
+	b.Signer, b.Algorithm, b.CertificateChain = who.Signer, who.Algorithm, who.CertificateChain
 	payload, err := signedBytes(raw, b)
 	if err != nil {
 		return nil, nil, err
 	}
+	if b.Signature, err = signPayload(key, alg, payload); err != nil {
+		return nil, nil, err
+	}
+	return place(raw, b)
+}
+
+// signerOf is the part of a signature that says who makes it.
+func signerOf(key crypto.Signer, chain []*x509.Certificate, name string) (Countersignature, algorithm, error) {
+	leaf := chain[0]
+	if !samePublicKey(key.Public(), leaf.PublicKey) {
+		return Countersignature{}, algorithm{}, fault.New(fault.SignatureInvalid, certName(leaf), "does not belong to the key")
+	}
+	if fits := algorithmsOf(leaf.PublicKey); name == "" && len(fits) > 0 {
+		name = fits[0].name
+	}
+	alg, err := algorithmFor(leaf.PublicKey, name)
+	if err != nil {
+		return Countersignature{}, algorithm{}, err
+	}
+	who := Countersignature{Signer: Names{Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String()}, Algorithm: name}
+	for _, c := range chain {
+		who.CertificateChain = append(who.CertificateChain, string(encodePEM(c.Raw)))
+	}
+	return who, alg, nil
+}
+
+// signPayload returns the signature as a block carries it.
+func signPayload(key crypto.Signer, alg algorithm, payload []byte) (string, error) {
 	sum := sha256.Sum256(payload)
 	signature, err := key.Sign(rand.Reader, sum[:], alg.opts)
 	if err != nil {
-		return nil, nil, fault.Wrap(err, fault.Internal, "key", "cannot sign")
+		return "", fault.Wrap(err, fault.Internal, "key", "cannot sign")
 	}
-	b.Signature = base64.StdEncoding.EncodeToString(signature)
-	return place(raw, b)
+	return base64.StdEncoding.EncodeToString(signature), nil
 }
 
 // withoutRoot cuts self-issued certificates off the end: a root proves nothing

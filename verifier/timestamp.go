@@ -43,34 +43,53 @@ func (s *TimeStamp) within(chain []*x509.Certificate) error {
 	return nil
 }
 
-// inspect checks a token's form and that it is about this very signature: with
-// and without a policy, as the attestation itself.
+// inspect checks the form of each token and that it is about this very signature:
+// with and without a policy, as the attestation itself.
 func (j *judge) inspect(att *Attestation) error {
+	if err := j.inspectOne(&att.signing); err != nil {
+		return err
+	}
+	for i := range att.counters {
+		if err := j.inspectOne(&att.counters[i]); err != nil {
+			return onCountersignature(err, i)
+		}
+	}
+	return nil
+}
+
+func (j *judge) inspectOne(made *signing) error {
 	switch {
-	case att.token == nil:
+	case made.token == nil:
 		return nil
 	case j.stamps == nil:
 		return malformed("timestamp_token: this program does not evaluate time stamps")
 	}
-	return j.stamps.Inspect(att.token, att.signature)
+	return j.stamps.Inspect(made.token, made.signature)
 }
 
-// stamped is the time stamp that counts in the scope; nil when there is none.
+// stamped is the time stamp of the first signature that counts in the scope; nil
+// when there is none.
 func (j *judge) stamped(att *Attestation) (*TimeStamp, error) {
+	if att.token != nil && len(j.scope.stampStores) == 0 {
+		return nil, j.check(StepTimestamp, nil, "not looked at: the scope names no time stamp authority")
+	}
+	return j.stampOf(&att.signing)
+}
+
+// stampOf is the same of any signature.
+func (j *judge) stampOf(made *signing) (*TimeStamp, error) {
 	switch {
-	case att.token == nil && j.scope.stampRequired:
+	case made.token == nil && j.scope.stampRequired:
 		return nil, fault.New(fault.PolicyDenied, "attestation", "carries no time stamp, which the scope %q requires", j.scope.name).
 			WithHint("sign it with mentatctl sign --timestamp URL")
-	case att.token == nil:
+	case made.token == nil, len(j.scope.stampStores) == 0:
 		return nil, nil
-	case len(j.scope.stampStores) == 0:
-		return nil, j.check(StepTimestamp, nil, "not looked at: the scope names no time stamp authority")
 	}
 	pools, err := j.roots()
 	if err != nil {
 		return nil, err
 	}
-	s, err := j.stamps.Verify(att.token, att.signature, pools.stamps[j.scope.name])
+	s, err := j.stamps.Verify(made.token, made.signature, pools.stamps[j.scope.name])
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +107,8 @@ func (j *judge) stamped(att *Attestation) (*TimeStamp, error) {
 	switch {
 	case s.Time.After(j.now.Add(clockSkew)):
 		return nil, fault.New(fault.OutsideValidity, "time stamp", "is from the future: %s", s.Time.UTC().Format(timeLayout))
-	case att.timestamp.After(s.latest().Add(clockSkew)):
-		return nil, fault.New(fault.OutsideValidity, "time stamp", "was made at %s, before the attestation says it was signed, at %s", s.Time.UTC().Format(timeLayout), att.Timestamp)
+	case made.timestamp.After(s.latest().Add(clockSkew)):
+		return nil, fault.New(fault.OutsideValidity, "time stamp", "was made at %s, before the attestation says it was signed, at %s", stampText(s.Time), stampText(made.timestamp))
 	}
 	return s, nil
 }

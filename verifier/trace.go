@@ -60,13 +60,14 @@ const (
 	StepValidity    = "validity"    // of the attestation itself
 	StepRevocation  = "revocation"  // of each certificate below the root
 	StepBinding     = "binding"     // it is for this reference
+	StepSigners     = "signers"     // as many people as the scope requires countersigned it
 	StepTrust       = "trust"       // the level that the policy gives
 	StepOutcome     = "outcome"     // the verdict
 )
 
 var steps = []string{
 	StepDigest, StepAttestation, StepSignature, StepAgent, StepReleases, StepScope, StepTimestamp, StepChain,
-	StepIdentity, StepValidity, StepRevocation, StepBinding, StepTrust, StepOutcome,
+	StepIdentity, StepValidity, StepRevocation, StepBinding, StepSigners, StepTrust, StepOutcome,
 }
 
 // Step is one step, or a part of one.
@@ -138,6 +139,32 @@ func (t *tracer) part(name string, err error) error {
 	return err
 }
 
+// group makes one part of all parts that judge ends, and passes its error on.
+func (t *tracer) group(name string, judge func() error) error {
+	if t == nil {
+		return judge()
+	}
+	outer, evidence := t.parts, t.evidence
+	t.parts, t.evidence = nil, nil
+	err := judge()
+	s := t.take(name, err, "")
+	s.Parts = t.parts
+	t.parts, t.evidence = append(outer, s), evidence
+	return err
+}
+
+// unneeded says of the parts that failed that the step does not depend on them.
+func (t *tracer) unneeded() {
+	if t == nil {
+		return
+	}
+	for i := range t.parts {
+		if t.parts[i].Outcome == Failed {
+			t.parts[i].Outcome = NotAsked
+		}
+	}
+}
+
 // end ends a step.
 func (t *tracer) end(name string, err error, detail string) {
 	if t == nil {
@@ -175,11 +202,7 @@ func (t *tracer) absent(name, detail string) {
 	if t == nil {
 		return
 	}
-	for i := range t.parts {
-		if t.parts[i].Outcome == Failed {
-			t.parts[i].Outcome = NotAsked
-		}
-	}
+	t.unneeded()
 	t.end(name, nil, detail)
 	s := t.done[name]
 	s.Outcome = NotAsked
@@ -237,6 +260,9 @@ func (t *tracer) block(a *Attestation) {
 	t.note("subject", "%s %s", a.Subject.ID, a.Subject.Version)
 	t.note("repository", "%s", a.Subject.Repository)
 	t.note("certificates", "%d", len(a.Chain))
+	for _, c := range a.Countersignatures {
+		t.note("countersigner", "%s, at %s, as the countersigner says", c.Signer.Subject, c.Timestamp)
+	}
 }
 
 func (t *tracer) signature(a *Attestation) {
@@ -282,6 +308,9 @@ func (t *tracer) scope(s *scope) {
 	}
 	t.note("matches", "%s", strings.Join(patterns, ", "))
 	t.note("stores", "%s", strings.Join(s.stores, ", "))
+	for _, r := range s.required {
+		t.note("required signers", "%s", r)
+	}
 	t.note("binding", "%s", s.binding)
 	t.note("level", "%s", s.level)
 	t.note("unsigned agents", "%s", allowOrDeny(s.unsignedAgents))

@@ -363,7 +363,7 @@ func TestVectors(t *testing.T) {
 // ever. The frozen files hold manifests, roots and lists of one past run.
 func TestFrozenVectors(t *testing.T) {
 	if *update {
-		freeze(t)
+		freeze(t, frozenDir, vectors, testpki.New(t, testpki.LeafSerial(revokedSerial)).Leaf)
 	}
 	v, _ := frozenNode(t)
 	for name, vec := range frozen(t) {
@@ -378,28 +378,35 @@ var frozenDir = filepath.Join("testdata", "vectors")
 // disagree.
 func frozenNode(tb testing.TB) (*Verifier, *testpki.PKI) {
 	tb.Helper()
+	n := frozenNodeOf(tb, frozenDir, testPolicy)
+	return n.verifier(tb), n.pki
+}
+
+func frozenNodeOf(tb testing.TB, dir, policy string) *node {
+	tb.Helper()
 	wasmAgent(tb)                                      // puts its blobs into the store
 	agentOf(tb, "echo", "\x00asm\x01\x00\x00\x00\x00") // and those of the swapped module
 	one := func(name string) *x509.Certificate {
-		chain, err := ParseChain(name, mustRead(tb, filepath.Join(frozenDir, name)))
+		chain, err := ParseChain(name, mustRead(tb, filepath.Join(dir, name)))
 		if err != nil {
 			tb.Fatal(err)
 		}
 		return chain[0]
 	}
 	p := &testpki.PKI{Root: one("root.pem"), Agent: one("agent-ca.pem")}
-	n := &node{
-		pki: p, policy: testPolicy, clock: testpki.Clock,
-		root: mustRead(tb, filepath.Join(frozenDir, "root.crl")), agent: mustRead(tb, filepath.Join(frozenDir, "agent.crl")),
+	return &node{
+		pki: p, policy: policy, clock: testpki.Clock,
+		root: mustRead(tb, filepath.Join(dir, "root.crl")), agent: mustRead(tb, filepath.Join(dir, "agent.crl")),
 	}
-	return n.verifier(tb), p
 }
 
 // frozen reads the frozen vectors. None, too few or one with an unknown reason
 // is fatal.
-func frozen(tb testing.TB) map[string]vector {
+func frozen(tb testing.TB) map[string]vector { return frozenIn(tb, frozenDir, vectors) }
+
+func frozenIn(tb testing.TB, dir string, vectors []vector) map[string]vector {
 	tb.Helper()
-	files, err := filepath.Glob(filepath.Join(frozenDir, "*.txt"))
+	files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
 	if err != nil || len(files) < len(vectors) {
 		tb.Fatalf("%d frozen vectors, want at least %d (run with -update after adding one): %v", len(files), len(vectors), err)
 	}
@@ -422,21 +429,21 @@ func frozen(tb testing.TB) map[string]vector {
 	return all
 }
 
-func freeze(t *testing.T) {
+func freeze(t *testing.T, dir string, vectors []vector, revoked ...*x509.Certificate) {
 	t.Helper()
 	p := testpki.New(t)
 	write := func(name string, data []byte) {
-		if err := os.WriteFile(filepath.Join(frozenDir, name), data, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.MkdirAll(frozenDir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	write("root.pem", testpki.PEM(p.Root))
 	write("agent-ca.pem", testpki.PEM(p.Agent))
 	write("root.crl", p.RootCRL())
-	write("agent.crl", p.AgentCRL(testpki.Revoking(testpki.New(t, testpki.LeafSerial(revokedSerial)).Leaf)))
+	write("agent.crl", p.AgentCRL(testpki.Revoking(revoked...)))
 	for _, vec := range vectors {
 		word := string(vec.expect)
 		if word == "" {

@@ -429,13 +429,9 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	}
 	j.trace.identities(leaf, j.scope)
 	email, err := j.identity(path)
-	j.verdict.Signer = &Signer{
-		Email:       email,
-		Subject:     leaf.Subject.String(),
-		Issuer:      leaf.Issuer.String(),
-		Serial:      fmt.Sprintf("%x", leaf.SerialNumber),
-		Fingerprint: fingerprint(leaf),
-	}
+	signer := newSigner(leaf, email)
+	j.verdict.Signer = &signer
+	named := err == nil
 	if err := j.hold(fromAudit, "identity", err, "%s", email); err != nil {
 		return err
 	}
@@ -456,6 +452,17 @@ func (j *judge) trust(att *Attestation, a *oci.Artifact) error {
 	}
 	if err := j.hold(fromAudit, "binding", j.binding(att), "%s", j.scope.binding); err != nil {
 		return err
+	}
+	if len(j.scope.required) > 0 {
+		first := ""
+		if named {
+			first = email
+		}
+		ok, err := j.signers(att, first)
+		if err := j.hold(fromAudit, StepSigners, err, "%s", requirements(j.scope.required)); err != nil {
+			return err
+		}
+		fresh = fresh && ok
 	}
 	j.verdict.Trust = Signed
 	switch {
@@ -521,14 +528,22 @@ func (j *judge) untilEnd(path []*x509.Certificate) {
 // subject is for people and decides nothing.
 func (j *judge) identity(path []*x509.Certificate) (string, error) {
 	leaf := path[0]
-	if len(leaf.EmailAddresses) != 1 {
-		return "", fault.New(fault.IdentityUntrusted, certName(leaf), "has %d e-mail addresses in its subject alternative name, wanted is one", len(leaf.EmailAddresses))
+	email, err := address(leaf)
+	if err != nil {
+		return "", err
 	}
-	email := normalEmail(leaf.EmailAddresses[0])
 	if !j.scope.identities.has(email) && !slices.ContainsFunc(j.scope.identities.patterns, func(p identityPattern) bool { return p.fits(email, path, j.stores) }) {
 		return email, fault.New(fault.IdentityUntrusted, certName(leaf), "its e-mail address %q is none of the identities of the scope %q", leaf.EmailAddresses[0], j.scope.name)
 	}
 	return email, nil
+}
+
+// address is the one e-mail address of a leaf.
+func address(leaf *x509.Certificate) (string, error) {
+	if len(leaf.EmailAddresses) != 1 {
+		return "", fault.New(fault.IdentityUntrusted, certName(leaf), "has %d e-mail addresses in its subject alternative name, wanted is one", len(leaf.EmailAddresses))
+	}
+	return normalEmail(leaf.EmailAddresses[0]), nil
 }
 
 // attestationTimes shows what validity looks at.
@@ -548,15 +563,24 @@ func (j *judge) attestationTimes(att *Attestation) {
 // validity also returns from which level on what it finds may be overlooked: an
 // attestation that ended held once, one that contradicts itself never did.
 func (j *judge) validity(att *Attestation, leaf *x509.Certificate) (lenience, error) {
-	switch {
-	case att.timestamp.After(j.now.Add(clockSkew)):
-		return fromAudit, fault.New(fault.OutsideValidity, "attestation", "says it was made in the future, at %s", att.Timestamp)
-	case att.timestamp.Before(leaf.NotBefore.Truncate(time.Second)) || att.timestamp.After(leaf.NotAfter):
-		return fromAudit, fault.New(fault.OutsideValidity, "attestation", "says it was made at %s, when its certificate was not valid", att.Timestamp)
-	case !att.notAfter.IsZero() && j.now.After(att.notAfter):
+	if err := att.madeInTime("attestation", leaf, j.now); err != nil {
+		return fromAudit, err
+	}
+	if !att.notAfter.IsZero() && j.now.After(att.notAfter) {
 		return fromPermissive, fault.New(fault.OutsideValidity, "attestation", "ended at %s", att.NotAfter)
 	}
 	return fromAudit, nil
+}
+
+// madeInTime holds the signer's own word for when to the clock and the certificate.
+func (s *signing) madeInTime(on string, leaf *x509.Certificate, now time.Time) error {
+	switch {
+	case s.timestamp.After(now.Add(clockSkew)):
+		return fault.New(fault.OutsideValidity, on, "says it was made in the future, at %s", stampText(s.timestamp))
+	case s.timestamp.Before(leaf.NotBefore.Truncate(time.Second)) || s.timestamp.After(leaf.NotAfter):
+		return fault.New(fault.OutsideValidity, on, "says it was made at %s, when its certificate was not valid", stampText(s.timestamp))
+	}
+	return nil
 }
 
 // unrevoked checks the signer's chain and the stamp's. A certificate of the
@@ -758,8 +782,11 @@ type Verdict struct {
 	Enforced  bool `json:"enforced"`
 	Developer bool `json:"developer"`
 	// Signer is set once the chain led to a root; the verdict may still be no.
-	Signer *Signer       `json:"signer,omitempty"`
-	Digest digest.Digest `json:"digest,omitempty"`
+	Signer *Signer `json:"signer,omitempty"`
+	// Countersigners are those of the attestation, in its order, where the scope says
+	// required_signers; else nobody looks at who they are.
+	Countersigners []Countersigner `json:"countersigners,omitempty"`
+	Digest         digest.Digest   `json:"digest,omitempty"`
 	// Stamped is when a trusted authority saw the signature; zero without a time
 	// stamp that counts.
 	Stamped time.Time `json:"stamped,omitzero"`
@@ -805,6 +832,16 @@ type Signer struct {
 	Fingerprint string `json:"fingerprint"`
 }
 
+func newSigner(leaf *x509.Certificate, email string) Signer {
+	return Signer{
+		Email:       email,
+		Subject:     leaf.Subject.String(),
+		Issuer:      leaf.Issuer.String(),
+		Serial:      fmt.Sprintf("%x", leaf.SerialNumber),
+		Fingerprint: fingerprint(leaf),
+	}
+}
+
 // Check is one step of a judgement. Steps after the first that was refused are not
 // there; one that failed and was overlooked is not OK.
 type Check struct {
@@ -821,6 +858,9 @@ func (vd *Verdict) Line() string {
 	parts := []string{"allowed as " + string(vd.Trust)}
 	if vd.Signer != nil {
 		parts = append(parts, "signed by "+vd.Signer.Email)
+	}
+	if counted := vd.Counted(); len(counted) > 0 {
+		parts = append(parts, "countersigned by "+strings.Join(counted, " and "))
 	}
 	switch {
 	case vd.Developer:

@@ -115,6 +115,9 @@ type Admission struct {
 	// Overlooked is what does not hold and the scope's level let by, each as level,
 	// check and reason.
 	Overlooked []string `json:"overlooked,omitempty"`
+	// Countersigners are the addresses of those whose countersignatures counted for
+	// the policy's required_signers.
+	Countersigners []string `json:"countersigners,omitempty"`
 	// SignerOrg is the organisation of the signer's certificate.
 	SignerOrg string `json:"signer_org,omitempty"`
 	// Microseconds is how long it took to find, read and verify.

@@ -32,6 +32,7 @@ const (
 	DigestMismatch    Reason = "digest-mismatch"
 	ChainUntrusted    Reason = "chain-untrusted"
 	IdentityUntrusted Reason = "identity-untrusted"
+	SignersMissing    Reason = "signers-missing"
 	Revoked           Reason = "revoked"
 	OutsideValidity   Reason = "outside-validity"
 	BindingMismatch   Reason = "binding-mismatch"
@@ -95,6 +96,7 @@ var Table = []Row{
 	{DigestMismatch, errdefs.ErrPermissionDenied, ExitDenied, 12, "content is not what its digest says"},
 	{ChainUntrusted, errdefs.ErrPermissionDenied, ExitDenied, 13, "the certificate chain leads to no trusted root"},
 	{IdentityUntrusted, errdefs.ErrPermissionDenied, ExitDenied, 13, "the signer is not one the policy names"},
+	{SignersMissing, errdefs.ErrPermissionDenied, ExitDenied, 13, "fewer people signed than the policy requires"},
 	{Revoked, errdefs.ErrPermissionDenied, ExitDenied, 14, "a certificate was revoked"},
 	{OutsideValidity, errdefs.ErrPermissionDenied, ExitDenied, 15, "a certificate or attestation is expired or not yet valid"},
 	{BindingMismatch, errdefs.ErrPermissionDenied, ExitDenied, 16, "the attestation is for another agent, version or repository"},

@@ -51,6 +51,8 @@ const (
 	AttestationBytes = 64 * KiB
 	// ChainCertificates bounds the certificates that a block may carry.
 	ChainCertificates = 5
+	// Countersignatures bounds the countersignatures that a block may carry.
+	Countersignatures = 8
 	// CertificatePEMBytes bounds one certificate of the chain.
 	CertificatePEMBytes = 16 * KiB
 	// TimeStampBytes bounds an RFC 3161 time stamp token.

@@ -36,8 +36,8 @@ func Judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, cli
 	defer cancel()
 	err := Ask(asking, cfg, client, vd.Questions, v.Now())
 	vd = verify(ctx, in)
-	if err != nil && vd.Reason == fault.RevocationUnknown {
-		vd.Err = fault.Wrap(errors.Join(vd.Err, err), fault.RevocationUnknown, "", "no OCSP responder could tell")
+	if err != nil && (vd.Reason == fault.RevocationUnknown || vd.Reason == fault.SignersMissing) {
+		vd.Err = fault.Wrap(errors.Join(vd.Err, err), vd.Reason, "", "no OCSP responder could tell")
 		vd.Message = fault.OneLine(vd.Err.Error())
 	}
 	return vd

@@ -226,6 +226,45 @@ func (n *node) spoil(change func([]byte) []byte) {
 	}
 }
 
+// A remembered verdict rests on what the countersigners' certificates rest on, too.
+func TestACountersignedVerdictHoldsOnlyWhileItsCountersignersCount(t *testing.T) {
+	const bob = "bob@example.com"
+	ends := testpki.Now.Add(2 * time.Hour)
+	for name, c := range map[string]struct {
+		change func(n *node, bob *testpki.PKI)
+		reason fault.Reason
+	}{
+		"nothing": {func(*node, *testpki.PKI) {}, ""},
+		"a countersigner is revoked": {func(n *node, bob *testpki.PKI) {
+			n.put("agent.crl", n.pki.AgentCRL(testpki.Revoking(bob.Leaf), testpki.Numbered(99)))
+		}, fault.SignersMissing},
+		"a countersigner's certificate ends": {func(n *node, _ *testpki.PKI) { n.now = ends.Add(time.Second) }, fault.SignersMissing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.put("policy.yaml", bytes.Replace(fmt.Appendf(nil, policyText, "deny", "0s"), []byte("unsigned_agents"),
+				[]byte(`required_signers: [{at_least: 2, of: ["email:dev@example.com", "email:`+bob+`"]}], unsigned_agents`), 1))
+			p := testpki.New(t, testpki.LeafEmails(bob), testpki.LeafSerial(77), testpki.LeafKey(testpki.RSA(t, bob, 2048)), func(r *testpki.Recipe) { r.Leaf.NotAfter = ends })
+			raw, _, err := verifier.Countersign(verifier.CountersignRequest{Raw: n.in.Artifact.Raw, Key: p.LeafKey, Chain: p.Chain(), Time: n.now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n.in.Artifact, err = oci.Read(t.Context(), n.layout, raw); err != nil {
+				t.Fatal(err)
+			}
+			n.verify()
+			vd := n.verify()
+			if !vd.Remembered || len(vd.Counted()) != 1 || vd.Counted()[0] != bob {
+				t.Fatalf("%s, remembered %v, by %q", vd.Line(), vd.Remembered, vd.Counted())
+			}
+			c.change(n, p)
+			if vd := n.verify(); vd.Remembered != (c.reason == "") || vd.Reason != c.reason {
+				t.Errorf("%s, remembered %v", vd.Line(), vd.Remembered)
+			}
+		})
+	}
+}
+
 func TestOnlyWhatWasAllowedWithoutAWarningIsKept(t *testing.T) {
 	for name, prepare := range map[string]func(n *node){
 		"a refusal":             func(n *node) { n.put("agent.crl", n.pki.AgentCRL(testpki.Revoking(n.pki.Leaf), testpki.Numbered(99))) },

@@ -86,6 +86,15 @@ type signatureInfo struct {
 	Time      string    `json:"time"`
 	NotAfter  time.Time `json:"not_after"`
 	BoundTo   string    `json:"bound_to,omitempty"`
+	// Countersigned is the same of the countersignatures.
+	Countersigned []signatureInfo `json:"countersigned,omitempty"`
+}
+
+func (s *signatureInfo) who() string {
+	if s.Email != "" {
+		return s.Email
+	}
+	return s.Subject
 }
 
 type grantInfo struct {
@@ -116,13 +125,14 @@ func (r *inspectResult) Text(w *display.Writer) {
 			}
 		}
 		if s := im.Signed; s != nil {
-			who := s.Email
-			if who == "" {
-				who = s.Subject
-			}
-			w.Field("signed by", "%s", who)
+			w.Field("signed by", "%s", s.who())
 			w.Field("issuer", "%s", s.Issuer)
 			w.Field("signed at", "%s with %s, certificate until %s", s.Time, s.Algorithm, display.Date(s.NotAfter))
+			var others []string
+			for _, c := range s.Countersigned {
+				others = append(others, fmt.Sprintf("%s at %s with %s, certificate until %s", c.who(), c.Time, c.Algorithm, display.Date(c.NotAfter)))
+			}
+			w.List("with", others)
 			w.Field("bound to", "%s", s.BoundTo)
 		} else {
 			w.Field("signed by", "nobody")
@@ -333,6 +343,13 @@ func inspectOne(ctx context.Context, t *target, one fetchedArtifact, j *judgemen
 			Subject: att.Signer.Subject, Issuer: att.Signer.Issuer, Algorithm: att.Algorithm, Time: att.Timestamp,
 			NotAfter: att.Chain[0].NotAfter.UTC(), BoundTo: att.Subject.Repository,
 			Email: strings.Join(att.Chain[0].EmailAddresses, ", "),
+		}
+		for i, leaf := range att.Countersigners() {
+			c := att.Countersignatures[i]
+			im.Signed.Countersigned = append(im.Signed.Countersigned, signatureInfo{
+				Subject: c.Signer.Subject, Issuer: c.Signer.Issuer, Algorithm: c.Algorithm, Time: c.Timestamp,
+				NotAfter: leaf.NotAfter.UTC(), Email: strings.Join(leaf.EmailAddresses, ", "),
+			})
 		}
 	}
 	if one.Module != nil {

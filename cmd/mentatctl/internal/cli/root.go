@@ -143,7 +143,7 @@ a versioned media type. Exit codes: mentatctl help exit-codes.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupAgent, a.initCmd(), a.buildCmd(), a.runCmd(), a.signCmd(), a.publishCmd(), a.pullCmd(), a.copyCmd(), a.inspectCmd())
+	add(groupAgent, a.initCmd(), a.buildCmd(), a.runCmd(), a.signCmd(), a.countersignCmd(), a.publishCmd(), a.pullCmd(), a.copyCmd(), a.inspectCmd())
 	add(groupTrust, a.verifyCmd(), a.reviewCmd(), a.policyCmd(), a.trustCmd(), a.auditCmd(), a.nodeCmd(), a.doctorCmd(), a.pkiCmd(), a.loginCmd(), a.logoutCmd())
 	root.AddCommand(a.versionCmd(), exitCodesTopic())
 	root.InitDefaultHelpCmd()

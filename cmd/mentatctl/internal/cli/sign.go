@@ -314,6 +314,9 @@ func (a *app) sign(ctx context.Context, path string, o *signOptions, key crypto.
 			return token, stamp, err
 		}
 	}
+	if old, err := verifier.ReadAttestation(artifact.Raw); err == nil && len(old.Countersignatures) > 0 {
+		a.printer().Note("%s: its countersignatures are over the attestation that is replaced, and go with it", d.Path)
+	}
 	signed, block, err := verifier.Sign(req)
 	if err != nil {
 		return nil, err

@@ -323,11 +323,29 @@ func readCRL(path string) (*x509.RevocationList, error) {
 	return list, nil
 }
 
+func countersignerText(c verifier.Countersigner) string {
+	if c.Counts {
+		return c.Email
+	}
+	who := c.Email
+	if who == "" {
+		who = c.Subject
+	}
+	return who + ", who does not count: " + c.Why
+}
+
 // verdictText shows a verdict for people.
 func verdictText(w *display.Writer, vd *verifier.Verdict) {
 	if vd.Signer != nil {
 		w.Field("signer", "%s", vd.Signer.Email)
 		w.Field("issuer", "%s", vd.Signer.Issuer)
+	}
+	for i, c := range vd.Countersigners {
+		name := ""
+		if i == 0 {
+			name = "with"
+		}
+		w.Field(name, "%s", countersignerText(c))
 	}
 	w.Field("scope", "%s", vd.Scope)
 	if vd.Allowed && vd.Enforced {

@@ -32,6 +32,8 @@ type verified struct {
 	// SignedAs is who an intact attestation says made it, where nothing says
 	// whether that is to be believed.
 	SignedAs string `json:"signed_as,omitempty"`
+	// CountersignedAs is the same of those who countersigned it.
+	CountersignedAs []string `json:"countersigned_as,omitempty"`
 	// Explanation is the verdict step by step, with --explain.
 	Explanation *verifier.Trace `json:"explanation,omitempty"`
 	// Forecast is how the verdict changes from now until --at.
@@ -57,6 +59,7 @@ func (r *verifyResult) Text(w *display.Writer) {
 		if v.Verdict != nil {
 			w.Field("agent", "%s", v.Verdict.Agent)
 			w.Field("signed as", "%s", v.SignedAs)
+			w.List("with", v.CountersignedAs)
 			verdictText(w, v.Verdict)
 		}
 		forecastText(w, v.Forecast)
@@ -200,7 +203,7 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 			v.Platform = f.platform
 		}
 		if vd.Developer && err == nil {
-			v.SignedAs = claimedSigner(f)
+			v.SignedAs, v.CountersignedAs = claimedSigners(f)
 		}
 		if err != nil {
 			if len(o.trust.roots) > 0 && len(o.trust.crls) == 0 {
@@ -231,13 +234,16 @@ func judge(ctx context.Context, j *judgement, ref string, f fetchedArtifact, tra
 	return vd, nil
 }
 
-// claimedSigner is whom the leaf certificate of an attestation names.
-func claimedSigner(f fetchedArtifact) string {
+// claimedSigners are whom the leaf certificates of an attestation name.
+func claimedSigners(f fetchedArtifact) (first string, others []string) {
 	att, err := verifier.ReadAttestation(f.Raw)
 	if err != nil {
-		return ""
+		return "", nil
 	}
-	return signerName(att.Chain[0])
+	for _, c := range att.Countersigners() {
+		others = append(others, signerName(c))
+	}
+	return signerName(att.Chain[0]), others
 }
 
 // judgedAs is the reference that decides about a target's scope.
