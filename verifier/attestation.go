@@ -84,6 +84,11 @@ type Attestation struct {
 	token     []byte // nil when the block has none
 	timestamp time.Time
 	notAfter  time.Time // zero when the block has none
+
+	// envelope tells that it is a Notary Project signature in these terms, and root
+	// what it says its chain ends with.
+	envelope bool
+	root     *x509.Certificate
 }
 
 // ReadAttestation reads the attestation of an OCI image manifest.

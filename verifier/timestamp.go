@@ -59,7 +59,7 @@ func (j *judge) inspect(att *Attestation) error {
 func (j *judge) stamped(att *Attestation) (*TimeStamp, error) {
 	switch {
 	case att.token == nil && j.scope.stampRequired:
-		return nil, fault.New(fault.PolicyDenied, "attestation", "carries no time stamp, which the scope %q requires", j.scope.name).
+		return nil, fault.New(fault.PolicyDenied, att.what(), "carries no time stamp, which the scope %q requires", j.scope.name).
 			WithHint("sign it with mentatctl sign --timestamp URL")
 	case att.token == nil:
 		return nil, nil
