@@ -115,6 +115,9 @@ type Admission struct {
 	// Overlooked is what does not hold and the scope's level let by, each as level,
 	// check and reason.
 	Overlooked []string `json:"overlooked,omitempty"`
+	// Signature is "notation" where a Notary Project signature was judged, empty where
+	// an attestation was or nothing was signed.
+	Signature string `json:"signature,omitempty"`
 	// SignerOrg is the organisation of the signer's certificate.
 	SignerOrg string `json:"signer_org,omitempty"`
 	// Microseconds is how long it took to find, read and verify.

@@ -66,26 +66,26 @@ func (d Dir) Keep(manifest digest.Digest, all []verifier.Envelope) error {
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, path, "cannot keep the signatures of %s", manifest)
 	}
-	d.bound()
+	d.bound(filepath.Base(path))
 	return nil
 }
 
-// bound removes the oldest files. That one is still there costs nothing but its place.
-func (d Dir) bound() {
+// bound removes the oldest files, but not the new one: times of files are coarse.
+func (d Dir) bound(fresh string) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil || len(entries) <= d.most {
 		return
 	}
 	var files []fs.FileInfo
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
+		if info, err := e.Info(); err == nil && e.Name() != fresh {
 			files = append(files, info)
 		}
 	}
 	slices.SortFunc(files, func(a, b fs.FileInfo) int {
 		return cmp.Or(a.ModTime().Compare(b.ModTime()), cmp.Compare(a.Name(), b.Name()))
 	})
-	for _, f := range files[:max(0, len(files)-d.most)] {
+	for _, f := range files[:max(0, len(files)+1-d.most)] {
 		_ = os.Remove(filepath.Join(d.path, f.Name())) // another process may have
 	}
 }
