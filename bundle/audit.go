@@ -73,7 +73,7 @@ func (n *note) admission(result string) *audit.Admission {
 		a.Digest = n.artifact.Digest.String()
 	}
 	if n.verdict != nil {
-		a.Policy = n.verdict.Scope
+		a.Policy, a.Signature = n.verdict.Scope, n.verdict.Signature
 		if p := n.verdict.Pending; p != nil && result == audit.Allowed {
 			a.Pending = string(p.Reason)
 		}

@@ -28,8 +28,10 @@ import (
 	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/envelopes"
 	"github.com/mentatlab/mentat/verifier/fetch"
 	"github.com/mentatlab/mentat/verifier/memory"
+	"github.com/mentatlab/mentat/verifier/notation"
 	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
@@ -314,8 +316,12 @@ func begin[T any](all *sync.WaitGroup, call func() (T, error)) func() (T, error)
 }
 
 // verify asks the node's memory first. It may be unusable: then every start is
-// judged. OCSP responders are asked where the policy wants it.
+// judged. OCSP responders are asked where the policy wants it. Notary Project
+// signatures are those that the pull gate kept.
 func (p *Preparer) verify(ctx context.Context, v *verifier.Verifier, in verifier.Input) *verifier.Verdict {
+	if v.AsksEnvelopes(in) {
+		in.Envelopes = envelopes.In(p.Config.Verify.State).Read(in.Artifact.Digest)
+	}
 	return fetch.Judge(ctx, v, p.Config.Verify, nil, in, func(ctx context.Context, in verifier.Input) *verifier.Verdict {
 		if p.memory == nil {
 			return v.Verify(ctx, in)
@@ -363,7 +369,7 @@ const refreshBudget = 2 * time.Second
 // openVerifier reads policy and trust stores. Revocation data that is due is
 // fetched first; the verifier reads it from disk when it judges.
 func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error) {
-	v, err := verifier.Open(p.Config.Verify, p.Clock, timestamp.Reader{})
+	v, err := verifier.Open(p.Config.Verify, p.Clock, timestamp.Reader{}, verifier.Reading(notation.Reader{}))
 	if err != nil || v.Policy() == nil {
 		return v, err
 	}

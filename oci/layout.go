@@ -308,14 +308,14 @@ func (l *Layout) Resolve(_ context.Context, ref string) (ocispec.Descriptor, err
 	return resolve(l.dir, idx, ref)
 }
 
-// Root is the one manifest or index that the layout holds. Errors: NotFound
-// for none, ArtifactInvalid for several.
+// Root is the one manifest or index that the layout holds, beside what refers to it.
+// Errors: NotFound for none, ArtifactInvalid for several.
 func (l *Layout) Root() (ocispec.Descriptor, error) {
 	idx, err := l.readIndex()
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return resolve(l.dir, idx, "")
+	return resolve(l.dir, l.images(idx), "")
 }
 
 // resolve finds the one entry that fits ref; every entry fits "".

@@ -86,6 +86,9 @@ type Attestation struct {
 	signing            // the first one's
 	counters []signing // by [Block.Countersignatures]
 	notAfter time.Time // zero when the block has none
+
+	// root is what a Notary Project signature in these terms says its chain ends with.
+	root *x509.Certificate
 }
 
 // ReadAttestation reads the attestation of an OCI image manifest.

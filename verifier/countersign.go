@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"encoding/base64"
@@ -63,7 +64,11 @@ type signing struct {
 	signature []byte
 	token     []byte // nil when there is none
 	timestamp time.Time
+	on        string // what it is, in words, where that is not the attestation itself
 }
+
+// what is the signature in words.
+func (s *signing) what() string { return cmp.Or(s.on, "attestation") }
 
 // read fills a signing, but for what is signed, and holds it to what its own leaf
 // certificate says.
@@ -123,6 +128,7 @@ func (a *Attestation) readCountersignatures() error {
 			err = malformed("is by a key that signed already")
 		}
 		if err == nil {
+			s.on = "countersignature"
 			s.payload, err = a.Countersignatures[i].signed(a.SignedDigest)
 		}
 		if err != nil {

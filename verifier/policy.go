@@ -88,6 +88,7 @@ type scopeFile struct {
 	Binding            string         `yaml:"binding" allowed:"exact|repository|remap|none"`
 	Remap              []remapFile    `yaml:"remap"`
 	Level              string         `yaml:"level" allowed:"strict|permissive|audit"`
+	Notation           string         `yaml:"notation" allowed:"refuse|accept"`
 }
 
 type outsideFile struct {
@@ -162,6 +163,7 @@ type scope struct {
 	binding            string
 	level              lenience
 	remap              []remapping
+	notation           bool // a Notary Project signature does in the place of an attestation
 }
 
 // identities is a set of e-mail addresses in normal form, or everyone.
@@ -282,6 +284,10 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 		unsignedAgents:     c.choice(key("unsigned_agents"), s.UnsignedAgents, Deny) == allow,
 		binding:            c.choice(key("binding"), s.Binding, bindRepository),
 		level:              leniencyOf(s.Level),
+		notation:           c.choice(key("notation"), s.Notation, notationRefuse) == notationAccept,
+	}
+	if out.notation && s.Binding != bindNone {
+		c.fail(key("notation"), "accept needs binding: none beside it: a Notary Project signature names neither the repository nor the version that it is for, so it can be held to none")
 	}
 	if len(s.Match) == 0 {
 		c.fail(key("match"), "is required: the references that the scope covers")
@@ -316,6 +322,9 @@ func (c *policyCompiler) scope(path string, s scopeFile) scope {
 	}
 	out.identities.patterns = c.identityPatterns(key("identity_patterns"), s.IdentityPatterns, out.stores)
 	out.required = c.required(key("required_signers"), s.RequiredSigners)
+	if out.notation && len(out.required) > 0 {
+		c.fail(key("notation"), "accept has no place beside required_signers: nobody can countersign a Notary Project signature")
+	}
 	return out
 }
 

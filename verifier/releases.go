@@ -42,7 +42,8 @@ type Releases struct {
 	// MinimumVersions are the lowest versions that may run, by agent id.
 	MinimumVersions map[string]string `json:"minimum_versions,omitempty"`
 	// DeniedPayloads are digests of signed bytes ([Attestation.SignedDigest]), which
-	// stay the same however a signature is encoded; DeniedModules are of modules.
+	// stay the same however a signature is encoded, or of the manifests of what has no
+	// attestation; DeniedModules are of modules.
 	DeniedPayloads []digest.Digest `json:"denied_payloads,omitempty"`
 	DeniedModules  []digest.Digest `json:"denied_modules,omitempty"`
 }
@@ -296,6 +297,10 @@ func (l *releaseList) denies(on, id, version string, att *Attestation, a *oci.Ar
 	switch {
 	case att != nil && slices.Contains(l.DeniedPayloads, att.SignedDigest):
 		return fault.New(fault.Withdrawn, string(att.SignedDigest), "the signed payload is denied by the %s, number %d", on, l.Number)
+	case att == nil && slices.Contains(l.DeniedPayloads, a.Digest):
+		// A Notary Project signature is over the manifest's digest, whatever its payload
+		// looks like.
+		return fault.New(fault.Withdrawn, string(a.Digest), "the manifest is denied by the %s, number %d", on, l.Number)
 	case a.Module != nil && slices.Contains(l.DeniedModules, a.Module.Digest):
 		return fault.New(fault.Withdrawn, string(a.Module.Digest), "the module is denied by the %s, number %d", on, l.Number)
 	}

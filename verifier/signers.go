@@ -220,7 +220,7 @@ func (j *judge) countersigner(att *Attestation, s *signing, counted map[string]b
 
 // countersignedInTime also holds a countersignature to the time of what it is over.
 func (j *judge) countersignedInTime(att *Attestation, s *signing) error {
-	if err := s.madeInTime("countersignature", s.chain[0], j.now); err != nil {
+	if err := s.madeInTime(s.chain[0], j.now); err != nil {
 		return err
 	}
 	if s.timestamp.Add(clockSkew).Before(att.timestamp) {

@@ -80,7 +80,7 @@ func (j *judge) stamped(att *Attestation) (*TimeStamp, error) {
 func (j *judge) stampOf(made *signing) (*TimeStamp, error) {
 	switch {
 	case made.token == nil && j.scope.stampRequired:
-		return nil, fault.New(fault.PolicyDenied, "attestation", "carries no time stamp, which the scope %q requires", j.scope.name).
+		return nil, fault.New(fault.PolicyDenied, made.what(), "carries no time stamp, which the scope %q requires", j.scope.name).
 			WithHint("sign it with mentatctl sign --timestamp URL")
 	case made.token == nil, len(j.scope.stampStores) == 0:
 		return nil, nil

@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -54,6 +55,7 @@ const (
 	StepAgent       = "agent"       // it is for this id and version
 	StepReleases    = "releases"    // no minimum version and no release list forbids it
 	StepScope       = "scope"       // which statement of the policy decides
+	StepNotation    = "notation"    // a Notary Project signature, where there is no attestation
 	StepTimestamp   = "timestamp"   // an authority of the scope's vouches for the time
 	StepChain       = "chain"       // link by link to a root of the scope's stores
 	StepIdentity    = "identity"    // who signed is one whom the scope names
@@ -66,7 +68,7 @@ const (
 )
 
 var steps = []string{
-	StepDigest, StepAttestation, StepSignature, StepAgent, StepReleases, StepScope, StepTimestamp, StepChain,
+	StepDigest, StepAttestation, StepSignature, StepAgent, StepReleases, StepScope, StepNotation, StepTimestamp, StepChain,
 	StepIdentity, StepValidity, StepRevocation, StepBinding, StepSigners, StepTrust, StepOutcome,
 }
 
@@ -209,6 +211,39 @@ func (t *tracer) absent(name, detail string) {
 	t.done[name] = s
 }
 
+// branch collects aside.
+func (t *tracer) branch() *tracer {
+	if t == nil {
+		return nil
+	}
+	return newTracer(&Trace{}, t.trace.At, t.trace.Rules)
+}
+
+// merge notes what a branch came to as a part of the next step that ends. Its turns
+// count, whatever it came to.
+func (t *tracer) merge(b *tracer, name string, e Envelope, err error) {
+	if t == nil {
+		return
+	}
+	t.trace.Turns = append(t.trace.Turns, b.trace.Turns...)
+	t.note("type", "%s", e.MediaType)
+	t.note("envelope", "%d bytes, %s", len(e.Data), e.Digest())
+	part := t.take(name, err, "counts")
+	for _, step := range steps {
+		if s, ok := b.done[step]; ok {
+			part.Parts = append(part.Parts, s)
+		}
+	}
+	t.parts = append(t.parts, part)
+}
+
+// adopt takes the steps of a branch for its own.
+func (t *tracer) adopt(b *tracer) {
+	if t != nil {
+		maps.Copy(t.done, b.done)
+	}
+}
+
 // turn notes a moment at which the verdict may change.
 func (t *tracer) turn(at time.Time, format string, args ...any) {
 	if t == nil || !at.After(t.trace.At) {
@@ -313,6 +348,9 @@ func (t *tracer) scope(s *scope) {
 	}
 	t.note("binding", "%s", s.binding)
 	t.note("level", "%s", s.level)
+	if s.notation {
+		t.note("notation", "%s", notationAccept)
+	}
 	t.note("unsigned agents", "%s", allowOrDeny(s.unsignedAgents))
 	t.note("unsigned containers", "%s", allowOrDeny(s.unsignedContainers))
 }

@@ -28,6 +28,7 @@ type Verifier struct {
 	stores     map[string]*Store
 	roots      func() (pools, error)
 	stamps     StampReader
+	envelopes  EnvelopeReader
 	revocation RevocationSource
 	seen       SeenTime
 	state      string
@@ -53,6 +54,8 @@ type Config struct {
 	// Stamps reads time stamps. Without it an attestation that carries one is
 	// refused, and so is a policy that names time stamp authorities.
 	Stamps StampReader
+	// Envelopes reads Notary Project signatures. Without it none counts.
+	Envelopes EnvelopeReader
 	// Clock is required.
 	Clock func() time.Time
 }
@@ -67,7 +70,7 @@ func New(c Config) (*Verifier, error) {
 	if c.Clock == nil {
 		return nil, fault.New(fault.Internal, "verifier", "has no clock")
 	}
-	v := &Verifier{policy: c.Policy, stores: c.Stores, stamps: c.Stamps, revocation: c.Revocation, seen: c.Seen, state: c.State, clock: c.Clock}
+	v := &Verifier{policy: c.Policy, stores: c.Stores, stamps: c.Stamps, envelopes: c.Envelopes, revocation: c.Revocation, seen: c.Seen, state: c.State, clock: c.Clock}
 	if c.Policy == nil {
 		return v, nil
 	}
@@ -143,8 +146,8 @@ func (v *Verifier) Stores() map[string]*Store { return v.stores }
 // Open makes a verifier from a node's files. Without a configured policy it is
 // in developer mode; a policy that is configured but missing, unreadable or
 // invalid is an error with the reason [fault.PolicyInvalid], on which callers
-// deny. stamps is what [Config] calls Stamps.
-func Open(cfg nodeconfig.Verify, clock func() time.Time, stamps StampReader) (*Verifier, error) {
+// deny. stamps is what [Config] calls Stamps; with sets what else a program can do.
+func Open(cfg nodeconfig.Verify, clock func() time.Time, stamps StampReader, with ...func(*Config)) (*Verifier, error) {
 	if cfg.Policy == "" {
 		return New(Config{Stamps: stamps, Clock: clock})
 	}
@@ -157,7 +160,11 @@ func Open(cfg nodeconfig.Verify, clock func() time.Time, stamps StampReader) (*V
 	if err != nil {
 		return nil, err
 	}
-	v, err := New(Config{Policy: p, Stores: stores, Stamps: stamps, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), State: cfg.State, Clock: clock})
+	c := Config{Policy: p, Stores: stores, Stamps: stamps, Revocation: newDiskRevocation(cfg.State, p, clock), Seen: newDiskSeen(cfg.State, p), State: cfg.State, Clock: clock}
+	for _, set := range with {
+		set(&c)
+	}
+	v, err := New(c)
 	if err == nil {
 		// Every gate opens a verifier for every decision, so that the time is seen even
 		// where nothing depends on it yet. Where it cannot be, a judgement says so.
@@ -198,6 +205,9 @@ type Input struct {
 	// Index is the digest of the index that led to the artifact, if one did. The
 	// policy may exempt an image by it: it is the digest that people know.
 	Index digest.Digest
+	// Envelopes are the Notary Project signatures of the artifact that were found.
+	// They matter where [Verifier.AsksEnvelopes] says so.
+	Envelopes []Envelope
 	// Trace, if there is one, is filled with the steps of the judgement.
 	Trace *Trace
 }
@@ -330,6 +340,9 @@ func (j *judge) judge() error {
 	j.verdict.Scope = j.scope.name
 	j.trace.scope(j.scope)
 	_ = j.check("scope", nil, "%s", j.scope.name)
+	if att == nil && j.scope.notation && len(j.in.Envelopes) > 0 {
+		return j.envelopes(a)
+	}
 	if att == nil {
 		return j.check("attestation", j.unsigned(a), "absent; allowed")
 	}
@@ -403,6 +416,10 @@ func (j *judge) outside(a *oci.Artifact, att *Attestation) error {
 func (j *judge) unsigned(a *oci.Artifact) error {
 	agent := isWASM(a) || a.Agent != nil
 	if agent && !j.scope.unsignedAgents || !agent && !j.scope.unsignedContainers {
+		if j.scope.notation {
+			return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, and no Notary Project signature of it is at hand; the scope %q requires one of them", j.scope.name).
+				WithHint("sign it, or pull it again if it is signed"))
+		}
 		return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
 			WithHint("sign it with mentatctl sign"))
 	}
@@ -499,6 +516,9 @@ func (j *judge) path(att *Attestation, stamp *TimeStamp) (path []*x509.Certifica
 		j.untilEnd(stamp.Path)
 	}
 	path, err = verifyChain(att.Chain, roots.signers[j.scope.name], at, j.trace)
+	if err == nil && att.root != nil && !path[len(path)-1].Equal(att.root) {
+		err = fault.New(fault.ChainUntrusted, att.what(), "ends with another root than the one that the chain led to")
+	}
 	if err == nil && stamp != nil {
 		err = stamp.within(path)
 	}
@@ -563,22 +583,22 @@ func (j *judge) attestationTimes(att *Attestation) {
 // validity also returns from which level on what it finds may be overlooked: an
 // attestation that ended held once, one that contradicts itself never did.
 func (j *judge) validity(att *Attestation, leaf *x509.Certificate) (lenience, error) {
-	if err := att.madeInTime("attestation", leaf, j.now); err != nil {
+	if err := att.madeInTime(leaf, j.now); err != nil {
 		return fromAudit, err
 	}
 	if !att.notAfter.IsZero() && j.now.After(att.notAfter) {
-		return fromPermissive, fault.New(fault.OutsideValidity, "attestation", "ended at %s", att.NotAfter)
+		return fromPermissive, fault.New(fault.OutsideValidity, att.what(), "ended at %s", att.NotAfter)
 	}
 	return fromAudit, nil
 }
 
 // madeInTime holds the signer's own word for when to the clock and the certificate.
-func (s *signing) madeInTime(on string, leaf *x509.Certificate, now time.Time) error {
+func (s *signing) madeInTime(leaf *x509.Certificate, now time.Time) error {
 	switch {
 	case s.timestamp.After(now.Add(clockSkew)):
-		return fault.New(fault.OutsideValidity, on, "says it was made in the future, at %s", stampText(s.timestamp))
+		return fault.New(fault.OutsideValidity, s.what(), "says it was made in the future, at %s", stampText(s.timestamp))
 	case s.timestamp.Before(leaf.NotBefore.Truncate(time.Second)) || s.timestamp.After(leaf.NotAfter):
-		return fault.New(fault.OutsideValidity, on, "says it was made at %s, when its certificate was not valid", stampText(s.timestamp))
+		return fault.New(fault.OutsideValidity, s.what(), "says it was made at %s, when its certificate was not valid", stampText(s.timestamp))
 	}
 	return nil
 }
@@ -792,6 +812,11 @@ type Verdict struct {
 	Stamped time.Time `json:"stamped,omitzero"`
 	// SignedDigest names what was signed, however the signature is encoded.
 	SignedDigest digest.Digest `json:"signed_digest,omitempty"`
+	// Signature is [NotationSignature] where the judgement was by Notary Project
+	// signatures, empty where it was by an attestation or nothing was signed.
+	Signature string `json:"signature,omitempty"`
+	// GoodEnvelopes are those of [Input.Envelopes] of which each alone would do.
+	GoodEnvelopes []digest.Digest `json:"-"`
 	// Agent is id and version of the agent manifest.
 	Agent    string   `json:"agent,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
@@ -861,6 +886,9 @@ func (vd *Verdict) Line() string {
 	}
 	if counted := vd.Counted(); len(counted) > 0 {
 		parts = append(parts, "countersigned by "+strings.Join(counted, " and "))
+	}
+	if vd.Signature != "" {
+		parts = append(parts, "as a "+vd.Signature+" signature says")
 	}
 	switch {
 	case vd.Developer:

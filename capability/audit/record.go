@@ -118,6 +118,9 @@ type Admission struct {
 	// Countersigners are the addresses of those whose countersignatures counted for
 	// the policy's required_signers.
 	Countersigners []string `json:"countersigners,omitempty"`
+	// Signature is "notation" where a Notary Project signature was judged, empty where
+	// an attestation was or nothing was signed.
+	Signature string `json:"signature,omitempty"`
 	// SignerOrg is the organisation of the signer's certificate.
 	SignerOrg string `json:"signer_org,omitempty"`
 	// Microseconds is how long it took to find, read and verify.

@@ -23,6 +23,7 @@ import (
 	"github.com/mentatlab/mentat/oci/remote/provider"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/notation"
 	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
@@ -95,7 +96,7 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 	if err != nil {
 		return refuse(err)
 	}
-	v, err := verifier.Open(cfg.Verify, g.clock, timestamp.Reader{})
+	v, err := verifier.Open(cfg.Verify, g.clock, timestamp.Reader{}, verifier.Reading(notation.Reader{}))
 	if err != nil {
 		return refuse(err)
 	}
@@ -115,8 +116,12 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 	if err != nil {
 		return refuse(err)
 	}
+	inputs, err := signatures(ctx, v, c, req, found)
+	if err != nil {
+		return g.unfetchable(err)
+	}
 	// Everything is at hand: a deadline that passes now must not spoil it.
-	return g.judge(context.WithoutCancel(ctx), v, cfg.Verify, req, found)
+	return g.judge(context.WithoutCancel(ctx), v, cfg.Verify, req, inputs)
 }
 
 // newClient makes a client for one image, with the node's credentials.
@@ -212,26 +217,30 @@ func unfetchable(err error) bool {
 
 // judge refuses an image if any of its manifests is refused. OCSP responders have
 // one budget for all of them.
-func (g *gate) judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, req request, found []*oci.Artifact) answer {
+func (g *gate) judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, req request, inputs []verifier.Input) answer {
 	asking, cancel := context.WithTimeout(ctx, refreshBudget)
 	defer cancel()
 	verify := func(_ context.Context, in verifier.Input) *verifier.Verdict { return v.Verify(ctx, in) }
 	var last *verifier.Verdict
-	for _, a := range found {
-		last = fetch.Judge(asking, v, cfg, nil, verifier.Input{Reference: req.name, Artifact: a, Index: req.digest}, verify)
+	for _, in := range inputs {
+		last = fetch.Judge(asking, v, cfg, nil, in, verify)
 		for _, w := range last.Warnings {
 			fmt.Fprintln(g.log, fault.OneLine("mentat-verifier: warning: "+w))
 		}
 		if !last.Allowed {
+			if err := outOfReach(in.Envelopes); err != nil {
+				return g.unfetchable(err)
+			}
 			return answer{line: last.Line()}
 		}
+		g.keep(cfg, in, last)
 	}
 	if last == nil {
 		return refuse(fault.New(fault.ArtifactInvalid, req.name, "the index holds no image that could be judged"))
 	}
 	line := last.Line()
-	if len(found) > 1 {
-		line += fmt.Sprintf(" (the last of %d images, all allowed)", len(found))
+	if len(inputs) > 1 {
+		line += fmt.Sprintf(" (the last of %d images, all allowed)", len(inputs))
 	}
 	return answer{allow: true, line: line}
 }

@@ -7,10 +7,13 @@ import (
 
 	notationgo "github.com/notaryproject/notation-go"
 	notationregistry "github.com/notaryproject/notation-go/registry"
+	"github.com/notaryproject/notation-go/signer"
 	"github.com/notaryproject/notation-go/verifier"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 	"github.com/notaryproject/notation-go/verifier/truststore"
 	"github.com/rogpeppe/go-internal/testscript"
+	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content/oci"
 	orasremote "oras.land/oras-go/v2/registry/remote"
 )
 
@@ -39,9 +42,7 @@ func notationVerify(ts *testscript.TestScript, neg bool, args []string) {
 		}},
 	}, roots{root}, nil)
 	ts.Check(err)
-	repository, err := orasremote.NewRepository(args[0])
-	ts.Check(err)
-	repository.PlainHTTP = true
+	repository := notationRepository(ts, args[0])
 	ctx := context.Background()
 	found, err := repository.Resolve(ctx, args[1])
 	ts.Check(err)
@@ -51,4 +52,49 @@ func notationVerify(ts *testscript.TestScript, neg bool, args []string) {
 	if neg != (err != nil) {
 		ts.Fatalf("notation says %v, of %d signatures", err, len(outcomes))
 	}
+}
+
+// notationSign is `notation-sign REPOSITORY TAG TYPE KEY CHAIN ROOT`: notation's own
+// client signs what the tag means, with an envelope of the type, and attaches it.
+func notationSign(ts *testscript.TestScript, _ bool, args []string) {
+	block, _ := pem.Decode([]byte(ts.ReadFile(args[3])))
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	ts.Check(err)
+	var chain []*x509.Certificate
+	for rest := []byte(ts.ReadFile(args[4]) + ts.ReadFile(args[5])); ; {
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		ts.Check(err)
+		chain = append(chain, c)
+	}
+	by, err := signer.NewGenericSigner(key, chain)
+	ts.Check(err)
+	repository := notationRepository(ts, args[0])
+	ctx := context.Background()
+	found, err := repository.Resolve(ctx, args[1])
+	ts.Check(err)
+	_, err = notationgo.Sign(ctx, by, notationregistry.NewRepository(repository), notationgo.SignOptions{
+		ArtifactReference: args[0] + "@" + found.Digest.String(),
+		SignerSignOptions: notationgo.SignerSignOptions{SignatureMediaType: args[2], SigningAgent: "test"},
+		UserMetadata:      map[string]string{"build": "1"},
+	})
+	ts.Check(err)
+}
+
+func notationRepository(ts *testscript.TestScript, name string) *orasremote.Repository {
+	repository, err := orasremote.NewRepository(name)
+	ts.Check(err)
+	repository.PlainHTTP = true
+	return repository
+}
+
+// copyLayout is `oras-copy REPOSITORY TAG DIR`: a layout of what the tag means, with all
+// that refers to it.
+func copyLayout(ts *testscript.TestScript, _ bool, args []string) {
+	store, err := oci.New(ts.MkAbs(args[2]))
+	ts.Check(err)
+	_, err = oras.ExtendedCopy(context.Background(), notationRepository(ts, args[0]), args[1], store, args[1], oras.DefaultExtendedCopyOptions)
+	ts.Check(err)
 }

@@ -150,15 +150,18 @@ func TestTranscripts(t *testing.T) {
 					ts.Check(os.WriteFile(path, data, 0o600))
 				}
 			},
-			"records":   writeRecords,
-			"wasm":      writeModule,
-			"agent":     writeAgent,
-			"registry":  startRegistry,
-			"notation":  notationVerify,
-			"image":     writeImage,
-			"flip":      flipByte,
-			"exits":     exits,
-			"jsonfield": jsonField,
+			"records":  writeRecords,
+			"wasm":     writeModule,
+			"agent":    writeAgent,
+			"registry": startRegistry,
+			"notation": notationVerify,
+			// notation's client signs; oras copies with signatures.
+			"notation-sign": notationSign,
+			"oras-copy":     copyLayout,
+			"image":         writeImage,
+			"flip":          flipByte,
+			"exits":         exits,
+			"jsonfield":     jsonField,
 			"setenvfile": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv(args[0], ts.ReadFile(args[1]))
 			},

@@ -48,7 +48,7 @@ type entry struct {
 // Verify is the verifier's [verifier.Verifier.Verify], or what it said before, which
 // has no trace.
 func (m *Memory) Verify(ctx context.Context, v *verifier.Verifier, in verifier.Input) *verifier.Verdict {
-	if v.Rules() == "" || in.Trace != nil || in.Artifact == nil || !in.Artifact.Attested() {
+	if v.Rules() == "" || in.Trace != nil || in.Artifact == nil || !in.Artifact.Attested() && len(in.Envelopes) == 0 {
 		return v.Verify(ctx, in)
 	}
 	path := filepath.Join(m.dir, m.key(v, in))
@@ -66,7 +66,11 @@ func (m *Memory) Verify(ctx context.Context, v *verifier.Verifier, in verifier.I
 // key names what was judged, by which rules and by which program.
 func (m *Memory) key(v *verifier.Verifier, in verifier.Input) string {
 	h := sha256.New()
-	for _, part := range []string{"mentat verdict 1", m.program, v.Rules().String(), in.Reference, in.Artifact.Digest.String(), in.Index.String()} {
+	parts := []string{"mentat verdict 1", m.program, v.Rules().String(), in.Reference, in.Artifact.Digest.String(), in.Index.String()}
+	for _, e := range in.Envelopes {
+		parts = append(parts, e.MediaType, e.Digest().String())
+	}
+	for _, part := range parts {
 		fmt.Fprintf(h, "%d:%s,", len(part), part)
 	}
 	return hex.EncodeToString(h.Sum(nil))

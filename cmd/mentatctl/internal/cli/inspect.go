@@ -330,9 +330,13 @@ func (a *app) inspect(ctx context.Context, name, as string, trust *trustFlags, f
 }
 
 func inspectOne(ctx context.Context, t *target, one fetchedArtifact, j *judgement, ref string) (*inspected, error) {
+	in, err := t.input(ctx, j, ref, one)
+	if err != nil {
+		return nil, err
+	}
 	im := &inspected{
 		Digest: one.Digest, Form: one.Form, Platform: one.platform, Size: artifactSize(one.Artifact),
-		Verdict: j.Verify(ctx, verifier.Input{Reference: ref, Artifact: one.Artifact}),
+		Verdict: j.Verify(ctx, in),
 		Blobs:   []blobInfo{{one.Manifest.Config.MediaType, one.Manifest.Config.Digest, one.Manifest.Config.Size}},
 	}
 	for _, l := range one.Manifest.Layers {

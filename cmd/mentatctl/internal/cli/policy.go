@@ -380,7 +380,11 @@ func (a *app) subject(ctx context.Context, name string, o *explainOptions, j *ju
 	for _, f := range found {
 		if f.Agent != nil {
 			ref = t.judgedAs(o.as)
-			vd := j.Verify(ctx, verifier.Input{Reference: ref, Artifact: f.Artifact})
+			in, err := t.input(ctx, j, ref, f)
+			if err != nil {
+				return nil, "", "", err
+			}
+			vd := j.Verify(ctx, in)
 			if m == nil {
 				m = f.Agent
 			}

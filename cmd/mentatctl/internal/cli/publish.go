@@ -251,7 +251,11 @@ func (a *app) pull(ctx context.Context, ref, dest string, f *remoteFlags, trust 
 	}
 	r := &pullResult{Header: display.Head("pull"), Reference: ref, Digest: t.root.Digest, Destination: dest, Archive: strings.HasSuffix(dest, ".tar")}
 	for _, one := range found {
-		vd := j.Verify(ctx, verifier.Input{Reference: ref, Artifact: one.Artifact})
+		in, err := t.input(ctx, j, ref, one)
+		if err != nil {
+			return nil, err
+		}
+		vd := j.Verify(ctx, in)
 		if !vd.Allowed {
 			return nil, vd.Err
 		}

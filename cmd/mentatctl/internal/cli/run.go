@@ -255,7 +255,11 @@ func (a *app) judged(ctx context.Context, t *target, artifact *oci.Artifact, fla
 	if err != nil {
 		return nil, err
 	}
-	vd := j.Verify(ctx, verifier.Input{Reference: t.reference, Artifact: artifact})
+	in, err := t.input(ctx, j, t.reference, fetchedArtifact{Artifact: artifact})
+	if err != nil {
+		return nil, err
+	}
+	vd := j.Verify(ctx, in)
 	if !vd.Allowed {
 		return nil, vd.Err
 	}

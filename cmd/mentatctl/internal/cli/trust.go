@@ -20,6 +20,7 @@ import (
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/notation"
 	"github.com/mentatlab/mentat/verifier/pki"
 	"github.com/mentatlab/mentat/verifier/timestamp"
 )
@@ -181,7 +182,7 @@ func (a *app) verifier(ctx context.Context, f *trustFlags) (*judgement, error) {
 }
 
 func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verifier.Verifier, error) {
-	v, err := verifier.Open(cfg, a.now, timestamp.Reader{})
+	v, err := verifier.Open(cfg, a.now, timestamp.Reader{}, verifier.Reading(notation.Reader{}))
 	if err != nil {
 		return nil, err
 	}
@@ -340,6 +341,7 @@ func verdictText(w *display.Writer, vd *verifier.Verdict) {
 		w.Field("signer", "%s", vd.Signer.Email)
 		w.Field("issuer", "%s", vd.Signer.Issuer)
 	}
+	w.Field("signature", "%s", vd.Signature)
 	for i, c := range vd.Countersigners {
 		name := ""
 		if i == 0 {

@@ -194,10 +194,15 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 		if o.explain {
 			trace = &verifier.Trace{}
 		}
-		vd, err := judge(ctx, then, t.judgedAs(o.as), f, trace)
+		in, err := t.input(ctx, j, t.judgedAs(o.as), f)
+		if err != nil {
+			return nil, err
+		}
+		in.Trace = trace
+		vd, err := judge(ctx, then, in, f)
 		v := verified{Target: name, Allowed: err == nil, Verdict: vd, Explanation: trace}
 		if o.at.After(a.now()) && j.Policy() != nil {
-			v.Forecast = j.Forecast(ctx, verifier.Input{Reference: t.judgedAs(o.as), Artifact: f.Artifact}, o.at.Time)
+			v.Forecast = j.Forecast(ctx, in, o.at.Time)
 		}
 		if len(found) > 1 {
 			v.Platform = f.platform
@@ -219,15 +224,15 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 
 // judge asks the verifier. Without a policy nothing requires an attestation, but
 // who asks for one to be verified wants one to be there.
-func judge(ctx context.Context, j *judgement, ref string, f fetchedArtifact, trace *verifier.Trace) (*verifier.Verdict, error) {
-	vd := j.Verify(ctx, verifier.Input{Reference: ref, Artifact: f.Artifact, Trace: trace})
+func judge(ctx context.Context, j *judgement, in verifier.Input, f fetchedArtifact) (*verifier.Verdict, error) {
+	vd := j.Verify(ctx, in)
 	if !vd.Allowed {
 		return vd, vd.Err
 	}
 	if vd.Developer && !f.Attested() {
-		err := fault.New(fault.Unsigned, ref, "carries no attestation").WithHint("mentatctl sign makes one")
-		if trace != nil {
-			trace.Refuse(err)
+		err := fault.New(fault.Unsigned, in.Reference, "carries no attestation").WithHint("mentatctl sign makes one")
+		if in.Trace != nil {
+			in.Trace.Refuse(err)
 		}
 		return vd, err
 	}
