@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -161,9 +162,9 @@ func (j *judge) missing(counted map[string]bool, not []string) error {
 	if len(unmet) == 0 {
 		return nil
 	}
-	what := j.in.Reference
-	if what == "" {
-		what = "DIR"
+	what := "DIR"
+	if j.name.Repository != "" { // a reference by digest leaves the tag to whoever knows it
+		what = j.name.Repository + ":" + cmp.Or(j.name.Tag, "TAG")
 	}
 	return fault.New(fault.SignersMissing, "attestation", "the scope %q requires the signatures of %s", j.scope.name, strings.Join(append(unmet, not...), "; ")).
 		WithHint("%s can: mentatctl countersign %s", strings.Join(able, " or "), what)
