@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 
@@ -482,6 +483,15 @@ func TestARefusalSaysWhoMayStillCountersign(t *testing.T) {
 	}
 	if len(vd.Countersigners) != 1 || vd.Countersigners[0].Counts || vd.Countersigners[0].Email != bob || !strings.Contains(vd.Countersigners[0].Why, "revoked") {
 		t.Errorf("%+v", vd.Countersigners)
+	}
+}
+
+func TestAStrangersNameDoesNotPushOutWhoIsMissing(t *testing.T) {
+	raw := by(bob, testpki.OtherRoot(t), func(r *testpki.Recipe) { r.Leaf.Subject.OrganizationalUnit = []string{strings.Repeat("é", 3000)} })(t)
+	vd := judgeRaw(t, countersignedNode(t).verifier(t), raw)
+	expect(t, vd, fault.SignersMissing)
+	if len(vd.Message) > 1000 || !strings.HasSuffix(vd.Message, "can: mentatctl countersign "+ref+")") || !utf8.ValidString(vd.Message) {
+		t.Errorf("%d bytes: %q", len(vd.Message), vd.Message)
 	}
 }
 

@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -124,7 +125,7 @@ func (j *judge) signers(att *Attestation, first string) (fresh bool, err error) 
 			fresh = fresh && ok
 		} else {
 			c.Why = fault.OneLine(err.Error())
-			not = append(not, countersignatureName(i)+" does not count: "+c.Why)
+			not = append(not, countersignatureName(i)+" does not count: "+short(c.Why))
 			j.warn("%s by %q does not count: %v", countersignatureName(i), c.Subject, err)
 		}
 		j.verdict.Countersigners = append(j.verdict.Countersigners, c)
@@ -134,6 +135,17 @@ func (j *judge) signers(att *Attestation, first string) (fresh bool, err error) 
 	}
 	j.trace.unneeded()
 	return fresh, nil
+}
+
+// whyBytes bounds what the refusal says of one who does not count: the names in it are
+// a stranger's, who shall not push out who is missing.
+const whyBytes = 256
+
+func short(s string) string {
+	if len(s) <= whyBytes {
+		return s
+	}
+	return strings.ToValidUTF8(s[:whyBytes], "") + "…"
 }
 
 // missing says which requirements are not met, why, and who can help.
@@ -161,9 +173,9 @@ func (j *judge) missing(counted map[string]bool, not []string) error {
 	if len(unmet) == 0 {
 		return nil
 	}
-	what := j.in.Reference
-	if what == "" {
-		what = "DIR"
+	what := "DIR"
+	if j.name.Repository != "" { // a reference by digest leaves the tag to whoever knows it
+		what = j.name.Repository + ":" + cmp.Or(j.name.Tag, "TAG")
 	}
 	return fault.New(fault.SignersMissing, "attestation", "the scope %q requires the signatures of %s", j.scope.name, strings.Join(append(unmet, not...), "; ")).
 		WithHint("%s can: mentatctl countersign %s", strings.Join(able, " or "), what)

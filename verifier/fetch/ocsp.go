@@ -22,8 +22,9 @@ import (
 // askBudget bounds how long a judgement waits for responders.
 const askBudget = 5 * time.Second
 
-// Judge judges with verify, and once more when OCSP responders could change the
-// verdict and were asked. A verdict that is refused for want of an answer says why
+// Judge judges with verify, and again when OCSP responders could change the verdict
+// and were asked: a judgement that ended at one certificate could not ask about those
+// of the countersigners behind it. Nobody is asked twice. A verdict that is refused for want of an answer says why
 // there is none. A nil client is one with short time-outs.
 func Judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, client *http.Client, in verifier.Input,
 	verify func(context.Context, verifier.Input) *verifier.Verdict,
@@ -34,8 +35,22 @@ func Judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, cli
 	}
 	asking, cancel := context.WithTimeout(ctx, askBudget)
 	defer cancel()
-	err := Ask(asking, cfg, client, vd.Questions, v.Now())
-	vd = verify(ctx, in)
+	var err error
+	asked := map[string]bool{}
+	for {
+		var questions []verifier.Question
+		for _, q := range vd.Questions {
+			if about := string(q.Certificate.Raw); !asked[about] {
+				asked[about] = true
+				questions = append(questions, q)
+			}
+		}
+		if len(questions) == 0 {
+			break
+		}
+		err = errors.Join(err, Ask(asking, cfg, client, questions, v.Now()))
+		vd = verify(ctx, in)
+	}
 	if err != nil && (vd.Reason == fault.RevocationUnknown || vd.Reason == fault.SignersMissing) {
 		vd.Err = fault.Wrap(errors.Join(vd.Err, err), vd.Reason, "", "no OCSP responder could tell")
 		vd.Message = fault.OneLine(vd.Err.Error())
