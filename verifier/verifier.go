@@ -340,8 +340,17 @@ func (j *judge) judge() error {
 	j.verdict.Scope = j.scope.name
 	j.trace.scope(j.scope)
 	_ = j.check("scope", nil, "%s", j.scope.name)
-	if att == nil && j.scope.notation && len(j.in.Envelopes) > 0 {
-		return j.envelopes(a)
+	if att == nil && j.scope.notation {
+		if a.Agent == nil && !isWASM(a) {
+			// What is an agent was held to the lists before. Whether there is a signature must
+			// not matter: whoever takes it away would bring back what was withdrawn.
+			if err := j.withdrawn(nil, a); err != nil {
+				return j.check(StepReleases, err, "")
+			}
+		}
+		if len(j.in.Envelopes) > 0 {
+			return j.envelopes(a)
+		}
 	}
 	if att == nil {
 		return j.check("attestation", j.unsigned(a), "absent; allowed")
@@ -516,14 +525,17 @@ func (j *judge) path(att *Attestation, stamp *TimeStamp) (path []*x509.Certifica
 		j.untilEnd(stamp.Path)
 	}
 	path, err = verifyChain(att.Chain, roots.signers[j.scope.name], at, j.trace)
-	if err == nil && att.root != nil && !path[len(path)-1].Equal(att.root) {
-		err = fault.New(fault.ChainUntrusted, att.what(), "ends with another root than the one that the chain led to")
+	if err == nil {
+		err = att.sameRoot(path)
 	}
 	if err == nil && stamp != nil {
 		err = stamp.within(path)
 	}
 	if fault.ReasonOf(err) == fault.OutsideValidity && stamp == nil && j.scope.level >= fromPermissive && att.timestamp.Before(j.now) {
 		if path, then := verifyChain(att.Chain, roots.signers[j.scope.name], att.timestamp, nil); then == nil {
+			if wrong := att.sameRoot(path); wrong != nil {
+				return nil, fromAudit, wrong
+			}
 			return path, fromPermissive, err
 		}
 	}
@@ -532,6 +544,14 @@ func (j *judge) path(att *Attestation, stamp *TimeStamp) (path []*x509.Certifica
 	}
 	j.untilEnd(path)
 	return path, never, nil
+}
+
+// sameRoot holds a chain that carries its root to the one that it led to.
+func (a *Attestation) sameRoot(path []*x509.Certificate) error {
+	if a.root == nil || path[len(path)-1].Equal(a.root) {
+		return nil
+	}
+	return fault.New(fault.ChainUntrusted, a.what(), "ends with another root than the one that the chain led to")
 }
 
 // untilEnd says that the judgement may come out otherwise when one of the
