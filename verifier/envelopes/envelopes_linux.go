@@ -70,6 +70,18 @@ func (d Dir) Keep(manifest digest.Digest, all []verifier.Envelope) error {
 	return nil
 }
 
+// Add is Keep beside those that were kept before, which go last: one manifest may go by
+// names in several scopes, each with signers of its own.
+func (d Dir) Add(manifest digest.Digest, all []verifier.Envelope) error {
+	for _, old := range d.Read(manifest) {
+		same := func(e verifier.Envelope) bool { return e.MediaType == old.MediaType && e.Digest() == old.Digest() }
+		if !slices.ContainsFunc(all, same) {
+			all = append(all, old)
+		}
+	}
+	return d.Keep(manifest, all)
+}
+
 // bound removes the oldest files, but not the new one: times of files are coarse.
 func (d Dir) bound(fresh string) {
 	entries, err := os.ReadDir(d.path)
