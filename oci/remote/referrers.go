@@ -12,9 +12,9 @@ import (
 // errEnough ends a list of which enough was read.
 var errEnough = errors.New("enough")
 
-// Referrers lists the manifests of one type that refer to target in ref's repository,
-// by the registry's referrers API or, where there is none, by the tag that stands for
-// it: at most the given number and one more, which tells that there are more. A server
+// Referrers lists the manifests of one type, or of any if it is empty, that refer to
+// target in ref's repository, by the registry's referrers API or, where there is none,
+// by the tag that stands for it: at most the given number and one more, which tells that there are more. A server
 // that knows of none does not speak for the next. What they say of themselves is not
 // checked. Errors: as [Client.Resolve].
 func (c *Client) Referrers(ctx context.Context, ref string, target ocispec.Descriptor, artifactType string, most int) ([]ocispec.Descriptor, error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
@@ -190,6 +191,10 @@ func (a *app) countersignable(ctx context.Context, name string, t *target) (*oci
 			return nil, fault.New(fault.Usage, name, "names no tag alone: the countersigned artifact has another digest, to which a tag is moved").
 				WithHint("write %s:TAG", ref.Name)
 		}
+		// A registry that does not tell loses nothing either.
+		if list, err := t.client.Referrers(ctx, t.reference, t.root, "", limits.Envelopes); err == nil && len(list) > 0 {
+			a.printer().Note("what refers to %s, as Notary Project signatures do, stays with it and does not follow the tag", t.root.Digest)
+		}
 	case t.dir != nil:
 		if err := a.consistent(ctx, t.dir); err != nil {
 			return nil, err
@@ -206,6 +211,14 @@ func (a *app) countersignable(ctx context.Context, name string, t *target) (*oci
 		if layout, ok := t.fetcher.(*oci.Layout); ok {
 			if err := layout.Verify(ctx); err != nil {
 				return nil, err
+			}
+			list, err := layout.Referrers(ctx, t.root, "", 0)
+			if err != nil {
+				return nil, err
+			}
+			if len(list) > 0 { // it would refer to nothing, and count as an image then
+				return nil, fault.New(fault.Unsupported, name, "holds %s, which refers to the manifest that a countersignature changes, as a Notary Project signature does", list[0].Digest).
+					WithHint("countersign a layout of the agent alone")
 			}
 		}
 	}
