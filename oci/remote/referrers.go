@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/errdef"
 
 	"github.com/mentatlab/mentat/internal/limits"
 )
@@ -43,7 +44,10 @@ func (c *Client) Referrers(ctx context.Context, ref string, target ocispec.Descr
 			}
 			return nil
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		// Of a list without end, which anybody who may attach can make, what was found
+		// before is looked at.
+		enough := errors.Is(err, errEnough) || errors.Is(err, errdef.ErrTooManyPages) && len(found) > 0
+		if err != nil && !enough {
 			failed = ep.fail(err, ref, "cannot list what refers to "+target.Digest.String())
 			continue
 		}

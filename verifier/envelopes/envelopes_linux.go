@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/owndir"
@@ -61,7 +62,8 @@ func (d Dir) Keep(manifest digest.Digest, all []verifier.Envelope) error {
 		err = owndir.Make(d.path)
 	}
 	if err == nil {
-		err = owndir.Write(path, data)
+		// On disk before it is there: what lost its power must not find rubbish, which refuses.
+		err = atomicfile.Write(path, data, 0o600)
 	}
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, path, "cannot keep the signatures of %s", manifest)
