@@ -1,6 +1,7 @@
 package notation_test
 
 import (
+	"crypto/x509"
 	"errors"
 	"os"
 	"path/filepath"
@@ -111,6 +112,31 @@ releases: [{name: ours, file: list, stores: [agents], identities: ["email:keeper
 	for _, q := range vd.Questions {
 		if !q.Certificate.Equal(keeper.Leaf) {
 			t.Errorf("asked about %s", q.Certificate.Subject)
+		}
+	}
+}
+
+// What is there and broken is refused, however much the scope lets by, and although it
+// would run without any signature: no level and no stage is about that.
+func TestNothingLetsABrokenEnvelopeBy(t *testing.T) {
+	p, a := testpki.New(t), agent(t)
+	revoked := testpki.New(t, testpki.LeafSerial(9)).Leaf
+	never := map[fault.Reason]bool{fault.SignatureInvalid: true, fault.AttestationFormat: true, fault.Unsupported: true, fault.Unavailable: true, fault.Revoked: true}
+	all := hostile(t, p, a)
+	for name, policy := range map[string]string{
+		"permissive":       strings.Replace(judgePolicy, "    binding", "    level: permissive\n    binding", 1),
+		"audit":            strings.Replace(judgePolicy, "    binding", "    level: audit\n    binding", 1),
+		"unsigned agents":  strings.Replace(judgePolicy, "    binding", "    unsigned_agents: allow\n    binding", 1),
+		"not required yet": judgePolicy + "attestation_required: {enabled: false}\n",
+	} {
+		v := judges{pki: p, policy: policy, revoke: []*x509.Certificate{revoked}}.verifier(t)
+		for what, c := range all {
+			if !never[c.want] {
+				continue
+			}
+			if vd := judge(t, v, a, c.Envelope); vd.Reason != c.want || len(vd.GoodEnvelopes) > 0 || vd.Pending != nil {
+				t.Errorf("%s, %s: %q, want reason %q", name, what, vd.Line(), c.want)
+			}
 		}
 	}
 }

@@ -134,9 +134,9 @@ func (a *app) countersign(ctx context.Context, name string, o *countersignOption
 	if m := artifact.Agent; m != nil && (m.ID != att.Subject.ID || m.Version != att.Subject.Version) {
 		return nil, fault.New(fault.BindingMismatch, "attestation", "is for %s %s, the agent is %s %s", att.Subject.ID, att.Subject.Version, m.ID, m.Version)
 	}
-	a.printer().Note("countersigning %s %s, %s, signed by %s at %s", att.Subject.ID, att.Subject.Version, artifact.Digest, signerName(att.Chain[0]), att.Timestamp)
+	a.printer().Note("countersigning %s %s, %s, signed as %s at %s", att.Subject.ID, att.Subject.Version, artifact.Digest, signerName(att.Chain[0]), att.Timestamp)
 	for i, c := range att.Countersigners() {
-		a.printer().Note("countersigned by %s at %s", signerName(c), att.Countersignatures[i].Timestamp)
+		a.printer().Note("countersigned as %s at %s", signerName(c), att.Countersignatures[i].Timestamp)
 	}
 	key, chain, err := a.signingKey(ctx, &o.signing)
 	if err != nil {
