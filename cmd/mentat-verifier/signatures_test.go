@@ -1,8 +1,9 @@
 package main
 
 import (
-	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,7 +34,7 @@ func (n node) accept(r *registry, unfetchable string) {
 func (n node) kept() []string {
 	n.t.Helper()
 	entries, err := os.ReadDir(filepath.Join(n.dir, "state", "notation"))
-	if err != nil && !os.IsNotExist(err) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		n.t.Fatal(err)
 	}
 	var names []string
@@ -269,7 +270,7 @@ func TestASignatureWhoseSignerIsRevokedIsRefusedAtTheNextPull(t *testing.T) {
 	if allowed, line, _ := ask(t, r.ref(), target); !allowed {
 		t.Fatal(line)
 	}
-	n.put("agent.crl", p.AgentCRL(testpki.Numbered(2), testpki.Revoking([]*x509.Certificate{p.Leaf}...)))
+	n.put("agent.crl", p.AgentCRL(testpki.Numbered(2), testpki.Revoking(p.Leaf)))
 	if allowed, line, _ := ask(t, r.ref(), target); allowed || !strings.HasPrefix(line, "refused (revoked)") {
 		t.Error(line)
 	}
