@@ -118,6 +118,17 @@ func TestWhatNotationSignedRunsWhereThePolicyAcceptsIt(t *testing.T) {
 	// With it, the gate before the start still knows no signature that nobody pulled.
 	g.accept()
 	g.refuses(ref, "no Notary Project signature of it is at hand")
+	if out, err := g.Command(t.Context(), "mentatctl", "node", "accept", ref).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if ok, said := g.starts(ref); !ok {
+		t.Error(said)
+	}
+	if err := os.RemoveAll(filepath.Join(g.Root, "revocation", "notation")); err != nil {
+		t.Fatal(err)
+	}
+	g.refuses(ref, "no Notary Project signature of it is at hand")
+	// A pull does the same.
 	if err := g.pull(ref); err != nil {
 		t.Fatal(err)
 	}

@@ -253,6 +253,17 @@ func TestARegistryThatDoesNotTellItsSignaturesFollowsThePolicy(t *testing.T) {
 			}
 		})
 	}
+	// What no signature could change is refused at once.
+	r.refer(t, &asked, gone)
+	n.accept(r, "defer")
+	text, err := os.ReadFile(filepath.Join(n.dir, "policy.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.put("policy.yaml", append(text, "minimum_versions: {mentatlab.echo: 2.0.0}\n"...))
+	if allowed, line, _ := ask(t, r.ref(), target); allowed || !strings.HasPrefix(line, "refused (version-too-low)") {
+		t.Errorf("too old: %s", line)
+	}
 	r.refer(t, &asked, gone, good)
 	n.accept(r, "deny")
 	if allowed, line, _ := ask(t, r.ref(), target); !allowed {
