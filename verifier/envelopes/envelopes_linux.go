@@ -70,6 +70,21 @@ func (d Dir) Keep(manifest digest.Digest, all []verifier.Envelope) error {
 	return nil
 }
 
+// KeepGood keeps the signatures of an input by each of which alone it is allowed, and
+// says how many that are. Where there is none it keeps nothing.
+func (d Dir) KeepGood(in verifier.Input, vd *verifier.Verdict) (int, error) {
+	var good []verifier.Envelope
+	for _, e := range in.Envelopes {
+		if vd.Allowed && e.Err == nil && slices.Contains(vd.GoodEnvelopes, e.Digest()) {
+			good = append(good, e)
+		}
+	}
+	if len(good) == 0 {
+		return 0, nil
+	}
+	return len(good), d.Keep(in.Artifact.Digest, good)
+}
+
 // bound removes the oldest files, but not the new one: times of files are coarse.
 func (d Dir) bound(fresh string) {
 	entries, err := os.ReadDir(d.path)
