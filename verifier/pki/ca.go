@@ -75,6 +75,8 @@ type InitOptions struct {
 	// RootKey and AgentKey are used instead of new keys, which are then not
 	// written: they live elsewhere.
 	RootKey, AgentKey crypto.Signer
+	// Services, if not nil, adds a time stamp authority, as [CA.AddServices] does.
+	Services *ServiceOptions
 }
 
 // OpenOptions say how a CA's keys are reached. The zero value reads key files
@@ -85,6 +87,8 @@ type OpenOptions struct {
 	AgentPassphrase Passphrase
 	// RootKey and AgentKey are used instead of the key files.
 	RootKey, AgentKey crypto.Signer
+	// TimeRootKey and TimeKey likewise, for the time stamp authority.
+	TimeRootKey, TimeKey crypto.Signer
 }
 
 // CA is a certificate authority on disk. Its methods may be called by several
@@ -93,6 +97,7 @@ type CA struct {
 	dir         string
 	info        info
 	root, agent *x509.Certificate
+	services    *services // nil without a time stamp authority
 
 	mu   sync.Mutex // of keys
 	keys OpenOptions
@@ -107,6 +112,10 @@ type info struct {
 	Country      string `json:"country"`
 	CRLURL       string `json:"crl_url,omitempty"`
 	AgentCRLLife string `json:"agent_crl_life"`
+	// OCSPURL is the responder that certificates name.
+	OCSPURL string `json:"ocsp_url,omitempty"`
+	// TimePolicy is the time stamp authority's.
+	TimePolicy string `json:"time_policy,omitempty"`
 }
 
 // parse reads ca.json, of this version or the one before.
@@ -133,6 +142,14 @@ func (i info) crlURL(file string) []string {
 		return nil
 	}
 	return []string{strings.TrimSuffix(i.CRLURL, "/") + "/" + filepath.Base(file)}
+}
+
+// ocspURL is where certificates say that an OCSP responder is, nil for nowhere.
+func (i info) ocspURL() []string {
+	if i.OCSPURL == "" {
+		return nil
+	}
+	return []string{i.OCSPURL}
 }
 
 // Init makes a CA in dir, with the first list of each authority. The directory
@@ -202,6 +219,14 @@ func (i info) check() error {
 			return fault.New(fault.Usage, "CRL address", "%q is not an http or https URL of a directory", i.CRLURL)
 		}
 	}
+	if i.OCSPURL != "" {
+		if err := checkHTTP("OCSP address", i.OCSPURL); err != nil {
+			return err
+		}
+	}
+	if _, err := parseOID(i.timePolicy()); err != nil {
+		return err
+	}
 	_, err := i.agentCRLLife()
 	return err
 }
@@ -246,7 +271,10 @@ func build(dir string, i info, o InitOptions) (*CA, error) {
 	if err := ca.RenewCRL(o.Now); err != nil {
 		return nil, err
 	}
-	return ca, nil
+	if o.Services == nil {
+		return ca, nil
+	}
+	return ca, ca.AddServices(*o.Services)
 }
 
 func (ca *CA) makeAuthorities(now time.Time) error {
@@ -339,12 +367,16 @@ func Open(dir string, o OpenOptions) (*CA, error) {
 	if err := ca.agent.CheckSignatureFrom(ca.root); err != nil {
 		return nil, fault.Wrap(err, fault.ChainUntrusted, ca.path(AgentCert), "was not issued by %s", RootCert)
 	}
-	return ca, nil
+	return ca, ca.openServices()
 }
 
-// Unlock reads the agent CA's key, so that nothing asks for its passphrase later.
+// Unlock reads the agent CA's key, and the time stamp authority's if there is one,
+// so that nothing asks for a passphrase later.
 func (ca *CA) Unlock() error {
-	_, err := ca.agentKey()
+	if _, err := ca.agentKey(); err != nil || ca.services == nil {
+		return err
+	}
+	_, err := ca.timeKey()
 	return err
 }
 
@@ -362,14 +394,17 @@ func (ca *CA) Agent() *x509.Certificate { return ca.agent }
 
 // Warnings are what its owner should know, one line each.
 func (ca *CA) Warnings() []string {
-	data, err := ca.read(RootKey, limits.CertificatePEMBytes)
-	if err != nil {
-		return nil
+	var all []string
+	for _, file := range []string{RootKey, TimeRootKey} {
+		data, err := ca.read(file, limits.CertificatePEMBytes)
+		if err != nil {
+			continue
+		}
+		if block, _ := pem.Decode(data); block != nil && block.Type != pemEncryptedKey {
+			all = append(all, ca.path(file)+" is not encrypted: move it off this machine, or make the CA with a passphrase")
+		}
 	}
-	if block, _ := pem.Decode(data); block != nil && block.Type != pemEncryptedKey {
-		return []string{ca.path(RootKey) + " is not encrypted: move it off this machine, or make the CA with a passphrase"}
-	}
-	return nil
+	return all
 }
 
 // CertRequest asks for a certificate and says where it goes.
@@ -523,11 +558,15 @@ func writeNewKey(path string, bits int, passphrase []byte) (crypto.Signer, error
 }
 
 func (ca *CA) agentKey() (crypto.Signer, error) {
-	pass := ca.keys.AgentPassphrase
-	if pass == nil {
-		pass = ca.keys.Passphrase
+	return ca.key(&ca.keys.AgentKey, AgentKey, ca.agent, ca.onlinePassphrase())
+}
+
+// onlinePassphrase is that of the keys which a server holds.
+func (ca *CA) onlinePassphrase() Passphrase {
+	if ca.keys.AgentPassphrase != nil {
+		return ca.keys.AgentPassphrase
 	}
-	return ca.key(&ca.keys.AgentKey, AgentKey, ca.agent, pass)
+	return ca.keys.Passphrase
 }
 
 func (ca *CA) rootKey() (crypto.Signer, error) {

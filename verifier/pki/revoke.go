@@ -155,10 +155,7 @@ func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) 
 	if reason.String() == "" {
 		return fault.New(fault.Usage, "reason", "%d is not one that this CA knows", int(reason))
 	}
-	a := ca.agentAuthority()
-	if serial.Cmp(ca.agent.SerialNumber) == 0 {
-		a = ca.rootAuthority()
-	}
+	a := ca.authorityOf(serial)
 	if _, err := a.key(); err != nil {
 		return err
 	}
@@ -198,6 +195,31 @@ type authority struct {
 	life time.Duration
 }
 
+// authorityOf is who issued the certificate with the serial number, if it is one of
+// this CA.
+func (ca *CA) authorityOf(serial *big.Int) authority {
+	switch {
+	case serial.Cmp(ca.agent.SerialNumber) == 0:
+		return ca.rootAuthority()
+	case ca.services != nil && serial.Cmp(ca.services.cert.SerialNumber) == 0:
+		return ca.timeAuthority()
+	}
+	return ca.agentAuthority()
+}
+
+// ListOf is the file of the list that the certificate with the serial number is on
+// once it is revoked.
+func (ca *CA) ListOf(serial *big.Int) string { return ca.path(ca.authorityOf(serial).file) }
+
+// ListFiles are the files of all lists, relative to the CA's directory.
+func (ca *CA) ListFiles() []string {
+	files := []string{RootCRL, AgentCRL}
+	if ca.services != nil {
+		files = append(files, TimeCRL)
+	}
+	return files
+}
+
 func (ca *CA) rootAuthority() authority {
 	return authority{ca.root, ca.rootKey, RootCRL, rootCRLLife}
 }
@@ -214,8 +236,14 @@ func (ca *CA) agentAuthority() authority {
 // before the old one ends.
 func (ca *CA) RenewCRL(now time.Time) error { return ca.renew(ca.agentAuthority(), now) }
 
-// RenewRootCRL is RenewCRL for the root's list. It needs the root key.
-func (ca *CA) RenewRootCRL(now time.Time) error { return ca.renew(ca.rootAuthority(), now) }
+// RenewRootCRL is RenewCRL for the root's list, and for that of the time stamp
+// authority's root if there is one. It needs their keys.
+func (ca *CA) RenewRootCRL(now time.Time) error {
+	if err := ca.renew(ca.rootAuthority(), now); err != nil || ca.services == nil {
+		return err
+	}
+	return ca.renew(ca.timeAuthority(), now)
+}
 
 func (ca *CA) renew(a authority, now time.Time) error {
 	if _, err := a.key(); err != nil {
@@ -362,6 +390,11 @@ func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
 	if err := ca.publish(ca.rootAuthority()); err != nil {
 		return time.Time{}, err
 	}
+	if ca.services != nil {
+		if err := ca.publish(ca.timeAuthority()); err != nil {
+			return time.Time{}, err
+		}
+	}
 	a := ca.agentAuthority()
 	due := false
 	err = ca.view(func(d database) error {
@@ -389,14 +422,23 @@ func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
 	return now.Add(a.life), ca.RenewCRL(now)
 }
 
-// RootListEnd is until when the root's published list counts; zero if there is
-// none. Only the root's key makes another.
-func (ca *CA) RootListEnd() (time.Time, error) {
-	l, err := ca.published(ca.rootAuthority())
-	if err != nil || l == nil {
-		return time.Time{}, err
+// RootListEnd is until when the published lists of the roots count, whichever ends
+// first; zero if there is none. Only the roots' keys make others.
+func (ca *CA) RootListEnd() (end time.Time, err error) {
+	roots := []authority{ca.rootAuthority()}
+	if ca.services != nil {
+		roots = append(roots, ca.timeAuthority())
 	}
-	return l.NextUpdate, nil
+	for i, a := range roots {
+		l, err := ca.published(a)
+		if err != nil || l == nil {
+			return time.Time{}, err
+		}
+		if i == 0 || l.NextUpdate.Before(end) {
+			end = l.NextUpdate
+		}
+	}
+	return end, nil
 }
 
 // oidInvalidityDate is RFC 5280's extension of a list's entry, §5.3.2.

@@ -37,7 +37,7 @@ The directory is --ca, else $` + caEnv + `, else ca in ~/.mentat/config.toml, el
 		Args: subcommandWanted,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.pkiInitCmd(), a.pkiRequestCmd(), a.pkiRevokeCmd(), a.pkiCRLCmd(), a.pkiListCmd(), a.pkiPolicyCmd(),
+	cmd.AddCommand(a.pkiInitCmd(), a.pkiServicesCmd(), a.pkiRequestCmd(), a.pkiRevokeCmd(), a.pkiCRLCmd(), a.pkiListCmd(), a.pkiPolicyCmd(),
 		a.pkiServeCmd(), a.pkiTokenCmd(), a.pkiRenewCmd(), a.pkiExportCmd(), a.pkiLogCmd())
 	return cmd
 }
@@ -85,7 +85,10 @@ type pkiInitResult struct {
 	Directory string   `json:"directory"`
 	Root      certInfo `json:"root"`
 	Agent     certInfo `json:"agent_ca"`
-	Warnings  []string `json:"warnings,omitempty"`
+	// Time and TimeRoot are the time stamp authority's.
+	Time     *certInfo `json:"time,omitempty"`
+	TimeRoot *certInfo `json:"time_root,omitempty"`
+	Warnings []string  `json:"warnings,omitempty"`
 }
 
 type certInfo struct {
@@ -102,12 +105,17 @@ func (r *pkiInitResult) Text(w *display.Writer) {
 	w.Line("made a certificate authority in %s", r.Directory)
 	w.Field("root", "%s, until %s", r.Root.Subject, display.Date(r.Root.NotAfter))
 	w.Field("agent CA", "%s, until %s", r.Agent.Subject, display.Date(r.Agent.NotAfter))
+	if r.Time != nil {
+		w.Field("time root", "%s, until %s", r.TimeRoot.Subject, display.Date(r.TimeRoot.NotAfter))
+		w.Field("time", "%s, until %s", r.Time.Subject, display.Date(r.Time.NotAfter))
+	}
 	w.List("warning", r.Warnings)
 	w.Line("next: mentatctl pki request-cert --email YOU@EXAMPLE.COM")
 }
 
 func (a *app) pkiInitCmd() *cobra.Command {
 	var f caFlags
+	var services servicesFlags
 	var o pki.InitOptions
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -118,9 +126,13 @@ first revocation list of each. Nothing that is there is overwritten.
 The root's key is encrypted when there is a passphrase. Move it off the machine
 once the agent CA exists: it is needed again only to renew the root's list. The
 agent CA's key, which issues certificates, is encrypted by another passphrase, if
---agent-passphrase-file names one.`,
+--agent-passphrase-file names one.
+
+With --services there is a time stamp authority, too, as mentatctl pki services
+makes it.`,
 		Example: `  mentatctl pki init
-  mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl`,
+  mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl
+  mentatctl pki init --services --ocsp-url http://pki.example.com/ocsp --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := caDir(f.dir)
@@ -140,6 +152,9 @@ agent CA's key, which issues certificates, is encrypted by another passphrase, i
 				}
 			}
 			o.Now = a.now()
+			if o.Services, err = services.options(cmd, o.Passphrase, o.AgentPassphrase, o.Now); err != nil {
+				return err
+			}
 			progress := a.newProgress()
 			done := progress.Step("making keys")
 			ca, err := pki.Init(dir, o)
@@ -147,9 +162,16 @@ agent CA's key, which issues certificates, is encrypted by another passphrase, i
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings()})
+			r := &pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings()}
+			if ca.Services() {
+				root, tsa := infoOf(ca.TimeRoot()), infoOf(ca.Time())
+				r.TimeRoot, r.Time = &root, &tsa
+			}
+			return a.printer().Result(r)
 		},
 	}
+	cmd.Flags().BoolVar(&services.on, "services", false, "make a time stamp authority, too, and answer OCSP requests when served")
+	services.add(cmd)
 	f.addKey(cmd)
 	cmd.Flags().StringVar(&o.Org, "org", "", "the organization's `NAME` in every certificate (default MentatLab)")
 	cmd.Flags().StringVar(&o.Country, "country", "", "the country's two-letter `CODE` in every certificate (default US)")
@@ -311,11 +333,7 @@ were renewed from this one are named: who had the key may have renewed it.`,
 			if err != nil {
 				return err
 			}
-			list := pki.AgentCRL
-			if serial.Cmp(ca.Agent().SerialNumber) == 0 {
-				list = pki.RootCRL
-			}
-			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: filepath.Join(ca.Dir(), filepath.FromSlash(list)), InvalidSince: since, Renewed: renewed})
+			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: ca.ListOf(serial), InvalidSince: since, Renewed: renewed})
 		},
 	}
 	f.addKey(cmd)
@@ -371,8 +389,8 @@ func (a *app) pkiCRLCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "crl",
 		Short: "Write a new revocation list",
-		Long: `Write a new list of the agent CA, with --root also one of the root, which needs
-its key. Do so before the old one ends: nodes refuse agents when they cannot tell
+		Long: `Write a new list of the agent CA, with --root also one of the root, and of the time
+stamp authority's root if there is one, which needs their keys. Do so before the old one ends: nodes refuse agents when they cannot tell
 whether their signers are revoked.`,
 		Example: `  mentatctl pki crl
   mentatctl pki crl --root
@@ -397,7 +415,7 @@ whether their signers are revoked.`,
 				}
 			}
 			r := &crlResult{Header: display.Head("pki-crl")}
-			for _, name := range []string{pki.RootCRL, pki.AgentCRL} {
+			for _, name := range ca.ListFiles() {
 				path := filepath.Join(ca.Dir(), filepath.FromSlash(name))
 				list, err := readCRL(path)
 				if err != nil {
@@ -412,7 +430,7 @@ whether their signers are revoked.`,
 		},
 	}
 	f.addKey(cmd)
-	cmd.Flags().BoolVar(&root, "root", false, "write the root's list too")
+	cmd.Flags().BoolVar(&root, "root", false, "write the roots' lists too")
 	cmd.Flags().BoolVar(&show, "show", false, "write nothing, show the lists")
 	a.outputs(cmd)
 	return cmd
