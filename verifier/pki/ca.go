@@ -165,6 +165,9 @@ func Init(dir string, o InitOptions) (*CA, error) {
 	if o.AgentCRLLife == 0 {
 		i.AgentCRLLife = agentCRLLife.String()
 	}
+	if o.Services != nil {
+		i.OCSPURL, i.TimePolicy = o.Services.OCSPURL, o.Services.TimePolicy
+	}
 	if err := checkInit(i, o); err != nil {
 		return nil, err
 	}

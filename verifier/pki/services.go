@@ -126,7 +126,7 @@ func (ca *CA) makeServices(temp string, i info, o ServiceOptions) error {
 	if err := ca.writeInfo(i); err != nil {
 		return err
 	}
-	if err := os.Chmod(temp, 0o755); err != nil { //nolint:gosec // as the CA's own directory; keys are 0600
+	if err := os.Chmod(temp, 0o755); err != nil {
 		return fault.Wrap(err, fault.AccessDenied, temp, "cannot be opened for readers")
 	}
 	if err := os.Rename(temp, ca.path(timeDir)); err != nil {

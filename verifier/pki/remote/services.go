@@ -74,7 +74,8 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, body []byte, ans
 func (s *server) send(w http.ResponseWriter, kind string, der []byte) {
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Cache-Control", "no-store") // a revocation counts at once
-	if _, err := w.Write(der); err != nil {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if _, err := w.Write(der); err != nil { //nolint:gosec // DER that we signed, with its type said
 		s.o.Log.Debug("an answer was not taken", "error", err)
 	}
 }
