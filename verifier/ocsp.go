@@ -226,7 +226,7 @@ func StoreOCSP(state string, c, issuer *x509.Certificate, der []byte, now time.T
 	if err := atomicfile.Write(path, der, 0o644); err != nil {
 		return fault.Wrap(err, fault.Internal, path, "cannot write the OCSP answer")
 	}
-	return nil
+	return rememberSeen(state, Question{Certificate: c, Issuer: issuer})
 }
 
 // ask notes a certificate for which an answer has to be fetched.
