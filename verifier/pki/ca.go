@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/big"
 	"net/mail"
 	"net/url"
@@ -75,6 +76,9 @@ type InitOptions struct {
 	// RootKey and AgentKey are used instead of new keys, which are then not
 	// written: they live elsewhere.
 	RootKey, AgentKey crypto.Signer
+	// RootKeyName and AgentKeyName are the names by which RootKey and AgentKey are had
+	// again, by [OpenOptions.Token].
+	RootKeyName, AgentKeyName string
 	// Services, if not nil, adds a time stamp authority, as [CA.AddServices] does.
 	Services *ServiceOptions
 }
@@ -89,6 +93,25 @@ type OpenOptions struct {
 	RootKey, AgentKey crypto.Signer
 	// TimeRootKey and TimeKey likewise, for the time stamp authority.
 	TimeRootKey, TimeKey crypto.Signer
+	// Token opens a key that is remembered by its name. It is called once for each,
+	// when it is first needed.
+	Token func(name string) (crypto.Signer, error)
+}
+
+// withKeys adds names of keys; empty ones say nothing.
+func (i info) withKeys(names map[string]string) info {
+	keys := maps.Clone(i.Keys)
+	for file, name := range names {
+		if name == "" {
+			continue
+		}
+		if keys == nil {
+			keys = map[string]string{}
+		}
+		keys[file] = name
+	}
+	i.Keys = keys
+	return i
 }
 
 // CA is a certificate authority on disk. Its methods may be called by several
@@ -116,6 +139,8 @@ type info struct {
 	OCSPURL string `json:"ocsp_url,omitempty"`
 	// TimePolicy is the time stamp authority's.
 	TimePolicy string `json:"time_policy,omitempty"`
+	// Keys are the names of keys that are elsewhere, by the file that would hold them.
+	Keys map[string]string `json:"keys,omitempty"`
 }
 
 // parse reads ca.json, of this version or the one before.
@@ -165,6 +190,7 @@ func Init(dir string, o InitOptions) (*CA, error) {
 	if o.AgentCRLLife == 0 {
 		i.AgentCRLLife = agentCRLLife.String()
 	}
+	i = i.withKeys(map[string]string{RootKey: o.RootKeyName, AgentKey: o.AgentKeyName})
 	if o.Services != nil {
 		i.OCSPURL, i.TimePolicy = o.Services.OCSPURL, o.Services.TimePolicy
 	}
@@ -417,6 +443,8 @@ type CertRequest struct {
 	CertFile, KeyFile string
 	// Passphrase encrypts the key file.
 	Passphrase []byte
+	// KeyType is what key is made.
+	KeyType KeyType
 	// Key is used instead of a new one; KeyFile is then not written.
 	Key crypto.Signer
 }
@@ -455,7 +483,10 @@ func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, erro
 	}
 	key := r.Key
 	if key == nil {
-		if key, err = writeNewKey(r.KeyFile, leafBits, r.Passphrase); err != nil {
+		if key, err = r.KeyType.make(); err == nil {
+			err = writeKey(r.KeyFile, key, r.Passphrase)
+		}
+		if err != nil {
 			return nil, err
 		}
 		defer func() {
@@ -553,11 +584,15 @@ func writeNewKey(path string, bits int, passphrase []byte) (crypto.Signer, error
 	if err != nil {
 		return nil, err
 	}
+	return key, writeKey(path, key, passphrase)
+}
+
+func writeKey(path string, key crypto.Signer, passphrase []byte) error {
 	data, err := marshalKey(key, passphrase)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return key, createFile(path, data, 0o600)
+	return createFile(path, data, 0o600)
 }
 
 func (ca *CA) agentKey() (crypto.Signer, error) {
@@ -580,11 +615,7 @@ func (ca *CA) key(slot *crypto.Signer, name string, c *x509.Certificate, pass Pa
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
 	if *slot == nil {
-		data, err := ca.read(name, limits.CertificatePEMBytes)
-		if err != nil {
-			return nil, err
-		}
-		key, err := ParseKey(ca.path(name), data, pass)
+		key, err := ca.readKey(name, pass)
 		if err != nil {
 			return nil, err
 		}
@@ -595,6 +626,21 @@ func (ca *CA) key(slot *crypto.Signer, name string, c *x509.Certificate, pass Pa
 		return nil, fault.New(fault.ChainUntrusted, ca.path(name), "is not the key of %s", c.Subject)
 	}
 	return *slot, nil
+}
+
+// readKey reads a key from its file, or opens it where it is.
+func (ca *CA) readKey(name string, pass Passphrase) (crypto.Signer, error) {
+	if elsewhere := ca.info.Keys[name]; elsewhere != "" {
+		if ca.keys.Token == nil {
+			return nil, fault.New(fault.Unsupported, elsewhere, "cannot be opened here")
+		}
+		return ca.keys.Token(elsewhere)
+	}
+	data, err := ca.read(name, limits.CertificatePEMBytes)
+	if err != nil {
+		return nil, err
+	}
+	return ParseKey(ca.path(name), data, pass)
 }
 
 // lock keeps other processes out of the CA until unlock is called.

@@ -67,7 +67,10 @@ type ServiceOptions struct {
 	Passphrase, KeyPassphrase []byte
 	// RootKey and Key are used instead of new keys, which are then not written.
 	RootKey, Key crypto.Signer
-	Now          time.Time
+	// RootKeyName and KeyName are the names by which they are had again, by
+	// [OpenOptions.Token].
+	RootKeyName, KeyName string
+	Now                  time.Time
 }
 
 // services is a CA's time stamp authority, with a root of its own.
@@ -81,7 +84,7 @@ type services struct {
 // and about the state of certificates. Nothing that is there is overwritten.
 // Reasons: [fault.Exists], [fault.Usage].
 func (ca *CA) AddServices(o ServiceOptions) error {
-	i := ca.info
+	i := ca.info.withKeys(map[string]string{TimeRootKey: o.RootKeyName, TimeKey: o.KeyName})
 	if o.OCSPURL != "" {
 		i.OCSPURL = o.OCSPURL
 	}

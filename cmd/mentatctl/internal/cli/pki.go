@@ -70,14 +70,22 @@ func (a *app) openCA(ctx context.Context, f *caFlags) (*pki.CA, error) {
 			WithHint("mentatctl pki init makes one, --ca names another, --ca-url one that is served")
 	}
 	return pki.Open(dir, pki.OpenOptions{
-		Passphrase: func() ([]byte, error) { return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.RootKey)) },
-		AgentPassphrase: func() ([]byte, error) {
-			if f.agentPass != "" {
-				return secretFile(f.agentPass, "passphrase")
-			}
-			return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.AgentKey))
+		Passphrase:      func() ([]byte, error) { return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.RootKey)) },
+		AgentPassphrase: func() ([]byte, error) { return a.onlineSecret(ctx, f, filepath.Join(dir, pki.AgentKey)) },
+		Token: func(name string) (crypto.Signer, error) {
+			// A server's requests are finished after ctx ended: the key must outlive it.
+			return a.openTokenKey(context.WithoutCancel(ctx), name, newTokenKey{}, func() ([]byte, error) { return a.onlineSecret(ctx, f, name) })
 		},
 	})
+}
+
+// onlineSecret is the passphrase of a key that a server holds, or the PIN of its
+// token.
+func (a *app) onlineSecret(ctx context.Context, f *caFlags, what string) ([]byte, error) {
+	if f.agentPass != "" {
+		return secretFile(f.agentPass, "passphrase")
+	}
+	return a.passphrase(ctx, &f.pass, what)
 }
 
 type pkiInitResult struct {
@@ -116,6 +124,7 @@ func (r *pkiInitResult) Text(w *display.Writer) {
 func (a *app) pkiInitCmd() *cobra.Command {
 	var f caFlags
 	var services servicesFlags
+	var made madeKeys
 	var o pki.InitOptions
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -128,10 +137,14 @@ once the agent CA exists: it is needed again only to renew the root's list. The
 agent CA's key, which issues certificates, is encrypted by another passphrase, if
 --agent-passphrase-file names one.
 
+With --root-key and --agent-key a key is made in a PKCS #11 token and never leaves
+it: its name is kept instead, and its PIN asked for as a passphrase is.
+
 With --services there is a time stamp authority, too, as mentatctl pki services
 makes it.`,
 		Example: `  mentatctl pki init
   mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl
+  mentatctl pki init --root-key 'pkcs11:token=offline;object=root' --agent-key 'pkcs11:token=online;object=agent-ca' --agent-passphrase-file pin.txt
   mentatctl pki init --services --ocsp-url http://pki.example.com/ocsp --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -143,8 +156,10 @@ makes it.`,
 			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 				return fault.New(fault.Exists, dir, "is not empty").WithHint("a certificate authority is never overwritten: choose another directory with --ca")
 			}
-			if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
-				return err
+			if o.RootKeyName == "" || services.on && services.rootKey == "" {
+				if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
+					return err
+				}
 			}
 			if f.agentPass != "" {
 				if o.AgentPassphrase, err = secretFile(f.agentPass, "passphrase"); err != nil {
@@ -155,9 +170,8 @@ makes it.`,
 			if o.Services, err = services.options(cmd, o.Passphrase, o.AgentPassphrase, o.Now); err != nil {
 				return err
 			}
-			progress := a.newProgress()
-			done := progress.Step("making keys")
-			ca, err := pki.Init(dir, o)
+			done := a.newProgress().Step("making keys")
+			ca, err := a.initCA(cmd.Context(), dir, &f, &made, o)
 			done()
 			if err != nil {
 				return err
@@ -170,6 +184,8 @@ makes it.`,
 			return a.printer().Result(r)
 		},
 	}
+	cmd.Flags().StringVar(&o.RootKeyName, "root-key", "", "make the root's key in a PKCS #11 token, by this `NAME`: pkcs11:token=LABEL;object=LABEL")
+	cmd.Flags().StringVar(&o.AgentKeyName, "agent-key", "", "make the agent CA's key in a PKCS #11 token, by this `NAME`")
 	cmd.Flags().BoolVar(&services.on, "services", false, "make a time stamp authority, too, and answer OCSP requests when served")
 	services.add(cmd)
 	f.addKey(cmd)
@@ -206,8 +222,8 @@ func (a *app) pkiRequestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request-cert",
 		Short: "Make a signing key and have it certified",
-		Long: `Make an RSA key, have the certificate authority issue a code signing certificate
-for it, and write both. Neither file may exist. The certificate's file holds the
+		Long: `Make a key (RSA 2048, or ECDSA on P-256), have the certificate authority issue a code
+signing certificate for it, and write both. Neither file may exist. The certificate's file holds the
 chain as sign wants it.
 
 The key is encrypted when there is a passphrase, and never leaves this machine. With
@@ -264,6 +280,7 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 	cmd.Flags().StringVar(&r.Email, "email", "", "the developer's `EMAIL`, which policies name")
 	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the certificate and its chain (default ~/.mentat/signing.crt)")
 	cmd.Flags().StringVar(&r.KeyFile, "key", "", "the `FILE` for the key, or pkcs11:token=LABEL;object=LABEL (default ~/.mentat/signing.key)")
+	addKeyType(cmd, &r)
 	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
 	// --output is the specification's name for the certificate's file.
 	cmd.Flags().Var(&a.format, "format", "print the result as text or json")

@@ -148,8 +148,8 @@ If there is a time stamp authority (mentatctl pki services), requests for time s
 are answered under /tsa (RFC 3161) and those about the state of certificates under
 /ocsp (RFC 6960), on both addresses: what is signed needs no TLS.
 
-The agent CA's key is held in memory: its passphrase comes from
---agent-passphrase-file, from the environment, or is asked for. Without --tls-cert
+The agent CA's key is held in memory, or stays in its PKCS #11 token: its passphrase
+or PIN comes from --agent-passphrase-file, from the environment, or is asked for. Without --tls-cert
 the server makes itself a certificate, which the authority's root vouches for, and
 makes it anew as long as it runs.`,
 		Example: `  mentatctl pki serve --listen :8443 --name ca.example.com
@@ -332,6 +332,9 @@ token: the certificate says who asks.`,
 			if (r.KeyFile == "") != (r.CertFile == "") {
 				return fault.New(fault.Usage, "", "--new-key and --output go together")
 			}
+			if r.KeyFile == "" && cmd.Flags().Changed("key-type") {
+				return fault.New(fault.Usage, "--key-type", "needs --new-key: the key that is renewed stays what it is")
+			}
 			return a.pkiRenew(cmd, &f, &s, &o, r)
 		},
 	}
@@ -341,6 +344,7 @@ token: the certificate says who asks.`,
 	cmd.Flags().StringVar(&o.key, "key", "", "its key, a PEM `FILE` or pkcs11:token=LABEL;object=LABEL (default ~/.mentat/signing.key)")
 	cmd.Flags().StringVar(&r.KeyFile, "new-key", "", "make a new key and write it to this `FILE`, or pkcs11:token=LABEL;object=LABEL")
 	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the new key's certificate")
+	addKeyType(cmd, &r)
 	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
 	cmd.Flags().Var(&a.format, "format", "print the result as text or json")
 	fixedCompletion(cmd, "format", "text", "json")

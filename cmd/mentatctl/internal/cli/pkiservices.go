@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"path/filepath"
 	"time"
 
@@ -15,24 +16,71 @@ import (
 type servicesFlags struct {
 	on              bool
 	ocspURL, policy string
+	rootKey, key    string // names of keys in tokens
 }
 
 func (f *servicesFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.ocspURL, "ocsp-url", "", "the `URL` that certificates and the starter policy name for OCSP requests")
+	cmd.Flags().StringVar(&f.rootKey, "time-root-key", "", "make the key of the time stamp authority's root in a PKCS #11 token, by this `NAME`: pkcs11:token=LABEL;object=LABEL")
+	cmd.Flags().StringVar(&f.key, "time-key", "", "make the time stamp authority's own key in a PKCS #11 token, by this `NAME`")
 	cmd.Flags().StringVar(&f.policy, "time-policy", "", "the object identifier `OID` of the policy that time stamps are made under (default "+pki.DefaultTimePolicy+", an example's)")
 }
 
 // options are those of the services, nil if they are not wanted.
 func (f *servicesFlags) options(cmd *cobra.Command, passphrase, agentPassphrase []byte, now time.Time) (*pki.ServiceOptions, error) {
 	if !f.on {
-		for _, name := range []string{"ocsp-url", "time-policy"} {
+		for _, name := range []string{"ocsp-url", "time-policy", "time-root-key", "time-key"} {
 			if cmd.Flags().Changed(name) {
 				return nil, fault.New(fault.Usage, "--"+name, "needs --services")
 			}
 		}
 		return nil, nil
 	}
-	return &pki.ServiceOptions{OCSPURL: f.ocspURL, TimePolicy: f.policy, Passphrase: passphrase, KeyPassphrase: agentPassphrase, Now: now}, nil
+	return &pki.ServiceOptions{OCSPURL: f.ocspURL, TimePolicy: f.policy, Passphrase: passphrase, KeyPassphrase: agentPassphrase, RootKeyName: f.rootKey, KeyName: f.key, Now: now}, nil
+}
+
+// Sizes of specification §2.4 for keys that are made in a token.
+const (
+	rootTokenBits  = 4096
+	agentTokenBits = 3072
+)
+
+// initCA makes the keys that shall be in tokens, and then the certificate authority.
+// Without it none of them is left.
+func (a *app) initCA(ctx context.Context, dir string, f *caFlags, made *madeKeys, o pki.InitOptions) (ca *pki.CA, err error) {
+	defer func() { err = made.settle(err) }()
+	if o.RootKey, err = a.caKey(ctx, made, "--root-key", o.RootKeyName, rootTokenBits, func() ([]byte, error) { return a.passphrase(ctx, &f.pass, o.RootKeyName) }); err != nil {
+		return nil, err
+	}
+	if o.AgentKey, err = a.caKey(ctx, made, "--agent-key", o.AgentKeyName, agentTokenBits, func() ([]byte, error) { return a.onlineSecret(ctx, f, o.AgentKeyName) }); err != nil {
+		return nil, err
+	}
+	if err = a.serviceKeys(ctx, f, made, o.Services); err != nil {
+		return nil, err
+	}
+	return pki.Init(dir, o)
+}
+
+// serviceKeys makes the keys of the time stamp authority that shall be in tokens.
+func (a *app) serviceKeys(ctx context.Context, f *caFlags, made *madeKeys, o *pki.ServiceOptions) (err error) {
+	if o == nil {
+		return nil
+	}
+	if o.RootKey, err = a.caKey(ctx, made, "--time-root-key", o.RootKeyName, rootTokenBits, func() ([]byte, error) { return a.passphrase(ctx, &f.pass, o.RootKeyName) }); err != nil {
+		return err
+	}
+	o.Key, err = a.caKey(ctx, made, "--time-key", o.KeyName, agentTokenBits, func() ([]byte, error) { return a.onlineSecret(ctx, f, o.KeyName) })
+	return err
+}
+
+// addServices is initCA for the services alone.
+func (a *app) addServices(ctx context.Context, ca *pki.CA, f *caFlags, o *pki.ServiceOptions) (err error) {
+	var made madeKeys
+	defer func() { err = made.settle(err) }()
+	if err := a.serviceKeys(ctx, f, &made, o); err != nil {
+		return err
+	}
+	return ca.AddServices(*o)
 }
 
 type pkiServicesResult struct {
@@ -83,9 +131,11 @@ A server that runs already has to be started again.`,
 			if ca.Services() { // before a passphrase is asked for
 				return fault.New(fault.Exists, filepath.Dir(rootFile), "is there already and is not overwritten")
 			}
-			pass, err := a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(ca.Dir(), filepath.FromSlash(pki.TimeRootKey)))
-			if err != nil {
-				return err
+			var pass []byte
+			if services.rootKey == "" {
+				if pass, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(ca.Dir(), filepath.FromSlash(pki.TimeRootKey))); err != nil {
+					return err
+				}
 			}
 			var agentPass []byte
 			if f.agentPass != "" {
@@ -98,7 +148,7 @@ A server that runs already has to be started again.`,
 				return err
 			}
 			done := a.newProgress().Step("making keys")
-			err = ca.AddServices(*o)
+			err = a.addServices(cmd.Context(), ca, &f, o)
 			done()
 			if err != nil {
 				return err
