@@ -87,6 +87,25 @@ func TestARevocationIsHeardOfByRefreshingAndKept(t *testing.T) {
 	}
 }
 
+func TestOfTwoAnswersOfOneSecondTheRevocationCounts(t *testing.T) {
+	n := newAsked(t)
+	good := n.pki.OCSP()
+	revoked := n.pki.OCSP(func(r *ocsp.Response) { r.Status, r.RevokedAt = ocsp.Revoked, n.now.Add(-time.Hour) })
+	if err := os.MkdirAll(n.cfg.State, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		der  []byte
+		want fault.Reason
+	}{{good, ""}, {good, ""}, {revoked, ""}, {good, fault.RevocationUnknown}, {revoked, ""}} {
+		if err := verifier.StoreOCSP(n.cfg.State, n.pki.Leaf, n.pki.Agent, c.der, n.now); fault.ReasonOf(err) != c.want {
+			t.Errorf("stored: %v, want %q", err, c.want)
+		}
+	}
+	n.handle(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	n.expect(n.judge(nil), fault.Revoked, "its OCSP responder says")
+}
+
 func TestWhatNobodyAsksAboutAnyMoreIsForgotten(t *testing.T) {
 	files := func(n *asked) []string {
 		all, err := filepath.Glob(filepath.Join(n.cfg.State, "*.ocsp*"))

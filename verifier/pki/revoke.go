@@ -46,17 +46,41 @@ func (r Reason) String() string { return reasonNames[r] }
 // ParseReason reads RFC 5280's word for a reason, in any case. Reason of its
 // error: [fault.Usage].
 func ParseReason(s string) (Reason, error) {
-	var all []string
-	for r := Unspecified; r <= PrivilegeWithdrawn; r++ {
-		name, ok := reasonNames[r]
-		if ok && strings.EqualFold(name, s) {
+	for r, name := range reasonNames {
+		if strings.EqualFold(name, s) {
 			return r, nil
 		}
-		if ok {
+	}
+	return 0, fault.New(fault.Usage, "reason", "%q is none of %s", s, strings.Join(Reasons(), ", "))
+}
+
+// Reasons are all reasons in RFC 5280's words and order.
+func Reasons() []string {
+	var all []string
+	for r := Unspecified; r <= PrivilegeWithdrawn; r++ {
+		if name, ok := reasonNames[r]; ok {
 			all = append(all, name)
 		}
 	}
-	return 0, fault.New(fault.Usage, "reason", "%q is none of %s", s, strings.Join(all, ", "))
+	return all
+}
+
+// States of a certificate.
+const (
+	StateValid   = "valid"
+	StateRevoked = "revoked"
+	StateExpired = "expired"
+)
+
+// State is what a certificate is at a time: revoked rather than expired.
+func (r *Record) State(now time.Time) string {
+	switch {
+	case !r.Revoked.IsZero():
+		return StateRevoked
+	case now.After(r.NotAfter):
+		return StateExpired
+	}
+	return StateValid
 }
 
 // Record is one certificate of the CA.
@@ -166,7 +190,7 @@ func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) 
 		case err != nil:
 			return err
 		case c == nil:
-			return fault.New(fault.NotFound, "serial number "+text, "is none that this CA issued")
+			return fault.New(fault.NotFound, "serial number "+text, "is none that this CA issued").WithHint("mentatctl pki list shows those that it did")
 		case !c.Revoked.IsZero():
 			return fault.New(fault.Exists, c.Subject, "was revoked at %s already", c.Revoked.Format(time.RFC3339))
 		case !since.IsZero() && (since.After(now) || since.Before(c.NotBefore)):

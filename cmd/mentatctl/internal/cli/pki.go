@@ -9,6 +9,8 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -324,8 +326,10 @@ A key that was revoked as compromised is never certified again. Certificates tha
 were renewed from this one are named: who had the key may have renewed it.`,
 		Example: `  mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise
   mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise --invalid-since 2026-01-15
-  mentatctl pki revoke 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3`,
-		Args: wantArgs(1, 1, "one serial number or certificate file"),
+  mentatctl pki revoke 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3 --output json
+  mentatctl pki list --email developer@mentatlab.com     # its serial numbers`,
+		Args:              wantArgs(1, 1, "one serial number or certificate file"),
+		ValidArgsFunction: a.serialCompletion(&f),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ca, err := a.openCA(cmd.Context(), &f)
 			if err != nil {
@@ -355,6 +359,7 @@ were renewed from this one are named: who had the key may have renewed it.`,
 	}
 	f.addKey(cmd)
 	cmd.Flags().StringVar(&reasonName, "reason", "unspecified", "why, in RFC 5280's `WORD`: keyCompromise, superseded, affiliationChanged, cessationOfOperation, privilegeWithdrawn …")
+	fixedCompletion(cmd, "reason", pki.Reasons()...)
 	cmd.Flags().StringVar(&sinceText, "invalid-since", "", "the `DATE` since when the key is not the holder's alone, like 2026-01-15 or 2026-01-15T10:30:00Z")
 	a.outputs(cmd)
 	return cmd
@@ -365,7 +370,7 @@ func serialOf(arg string) (*big.Int, error) {
 	if _, err := os.Stat(arg); err != nil {
 		serial, perr := pki.ParseSerial(arg)
 		if perr != nil {
-			return nil, fault.New(fault.Usage, arg, "neither a certificate file nor a serial number in hexadecimal")
+			return nil, fault.New(fault.Usage, arg, "neither a certificate file nor a serial number in hexadecimal").WithHint("mentatctl pki list shows serial numbers")
 		}
 		return serial, nil
 	}
@@ -456,22 +461,29 @@ whether their signers are revoked.`,
 type listResult struct {
 	display.Header
 	Directory    string       `json:"directory"`
-	Certificates []pki.Record `json:"certificates"`
-	now          time.Time
+	Certificates []listedCert `json:"certificates"`
+}
+
+// listedCert is a certificate with what it is now.
+type listedCert struct {
+	pki.Record
+	State string `json:"state"`
 }
 
 func (r *listResult) Text(w *display.Writer) {
 	var rows [][]string
 	for _, c := range r.Certificates {
-		name, state := c.Email, "valid until "+display.Date(c.NotAfter)
+		name, state := c.Email, ""
 		if name == "" {
 			name = c.Subject
 		}
-		switch {
-		case !c.Revoked.IsZero():
+		switch c.State {
+		case pki.StateRevoked:
 			state = "revoked " + display.Date(c.Revoked) + ", " + c.Reason
-		case r.now.After(c.NotAfter):
+		case pki.StateExpired:
 			state = "expired " + display.Date(c.NotAfter)
+		default:
+			state = "valid until " + display.Date(c.NotAfter)
 		}
 		rows = append(rows, []string{c.Serial, name, state})
 	}
@@ -480,12 +492,21 @@ func (r *listResult) Text(w *display.Writer) {
 
 func (a *app) pkiListCmd() *cobra.Command {
 	var f caFlags
+	var email, state string
+	states := []string{pki.StateValid, pki.StateRevoked, pki.StateExpired}
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List the certificates that were issued",
-		Example: "  mentatctl pki list --output json",
-		Args:    noArgs,
+		Use:   "list",
+		Short: "List the certificates that were issued",
+		Long: `List the certificates that the certificate authority issued, oldest first: those of
+developers, its own and those of its servers. --email and --state list some of them.`,
+		Example: `  mentatctl pki list
+  mentatctl pki list --email developer@mentatlab.com --state valid
+  mentatctl pki list --output json`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if state != "" && !slices.Contains(states, state) {
+				return fault.New(fault.Usage, "--state", "%q is none of %s", state, strings.Join(states, ", "))
+			}
 			ca, err := a.openCA(cmd.Context(), &f)
 			if err != nil {
 				return err
@@ -494,12 +515,47 @@ func (a *app) pkiListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&listResult{Header: display.Head("pki-list"), Directory: ca.Dir(), Certificates: all, now: a.now()})
+			r := &listResult{Header: display.Head("pki-list"), Directory: ca.Dir(), Certificates: []listedCert{}}
+			for _, c := range all {
+				is := c.State(a.now())
+				if (state == "" || state == is) && (email == "" || strings.EqualFold(email, c.Email)) {
+					r.Certificates = append(r.Certificates, listedCert{c, is})
+				}
+			}
+			return a.printer().Result(r)
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().StringVar(&email, "email", "", "list this developer's `EMAIL` only")
+	cmd.Flags().StringVar(&state, "state", "", "list those in this `STATE` only: valid, revoked or expired")
+	fixedCompletion(cmd, "state", states...)
 	a.outputs(cmd)
 	return cmd
+}
+
+// serialCompletion offers the serial numbers of valid certificates beside words.
+// What cannot be read offers none.
+func (a *app) serialCompletion(f *caFlags, words ...string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		offered := slices.Clone(words)
+		ca, err := a.openCA(cmd.Context(), f)
+		if err != nil {
+			return offered, cobra.ShellCompDirectiveDefault
+		}
+		all, err := ca.Issued()
+		if err != nil {
+			return offered, cobra.ShellCompDirectiveDefault
+		}
+		for _, c := range all {
+			if c.State(a.now()) == pki.StateValid {
+				offered = append(offered, c.Serial+"\t"+firstOf(c.Email, c.Subject))
+			}
+		}
+		return offered, cobra.ShellCompDirectiveDefault
+	}
 }
 
 type policyResult struct {

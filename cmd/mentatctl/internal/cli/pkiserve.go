@@ -399,9 +399,10 @@ that was issued and revoked, one JSON object a line. Certificates are PEM. A fil
 may not exist.`,
 		Example: `  mentatctl pki export root --output root.pem
   mentatctl pki export 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3
+  mentatctl pki export time-root --output time-root.pem
   mentatctl pki export log --output log.jsonl`,
-		Args:      wantArgs(1, 1, "root, agent-ca, time-root, log or a serial number"),
-		ValidArgs: []string{"root", "agent-ca", "time-root", "log"},
+		Args:              wantArgs(1, 1, "root, agent-ca, time-root, log or a serial number"),
+		ValidArgsFunction: a.serialCompletion(&f, "root", "agent-ca", "time-root", "log"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ca, err := a.openCA(cmd.Context(), &f)
 			if err != nil {
@@ -450,7 +451,7 @@ func exported(ca *pki.CA, what string) ([]byte, error) {
 	default:
 		serial, err := pki.ParseSerial(what)
 		if err != nil {
-			return nil, fault.New(fault.Usage, what, "is neither root, agent-ca, time-root, log nor a serial number in hexadecimal")
+			return nil, fault.New(fault.Usage, what, "is neither root, agent-ca, time-root, log nor a serial number in hexadecimal").WithHint("mentatctl pki list shows serial numbers")
 		}
 		if chain, err = ca.Chain(serial); err != nil {
 			return nil, err
