@@ -218,7 +218,7 @@ func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []
 	switch {
 	case pkcs11.Is(o.key):
 		name = o.key
-		if key, err = a.tokenKey(ctx, name, &o.pass, 0); err != nil {
+		if key, err = a.tokenKey(ctx, name, &o.pass, newTokenKey{}); err != nil {
 			return nil, nil, err
 		}
 	case o.keyEnv != "":
