@@ -8,6 +8,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/oci"
 )
 
 // Words for what a cell may say besides a reason for a refusal.
@@ -193,4 +194,60 @@ func cell(t *testing.T, vd *Verdict, word string) {
 		}
 		expect(t, vd, reason)
 	}
+}
+
+// FuzzNoPolicyAllowsWhatIsBroken: whatever a policy says, at whatever level and stage
+// and by whatever name, an attestation that cannot be read or does not fit what it
+// signs is refused; and the same policy says the same again.
+func FuzzNoPolicyAllowsWhatIsBroken(f *testing.F) {
+	f.Add(testPolicy, ref)
+	f.Add(fullPolicy, ref)
+	f.Add(remapPolicy, "127.0.0.1:5000/agents/a:1")
+	for _, s := range stages {
+		f.Add(testPolicy+s.text, ref)
+		f.Add(strings.ReplaceAll(testPolicy, "    unsigned_containers", "    level: audit\n    unsigned_containers")+s.text, "elsewhere.example/a:1")
+	}
+	f.Add("version: 1\nscopes: [{name: a, match: ['*'], stores: [a], identities: [any], unsigned_containers: allow, unsigned_agents: allow, binding: none, level: audit}]\noutside: {ordinary_images: allow}\n", "")
+	_, p := frozenNode(f)
+	root, err := NewStore("a", p.Root)
+	if err != nil {
+		f.Fatal(err)
+	}
+	vectors := frozen(f)
+	broken := map[string]*oci.Artifact{}
+	for _, name := range []string{"annotation-added", "signature-empty", "empty", "null", "rubbish", "algorithm-none", "signed-by-another-key", "re-spaced-manifest", "certificate-damaged", "without-payload-type"} {
+		broken[name] = read(f, vectors[name].raw(f))
+	}
+	agent, state := read(f, vectors["good"].raw(f)), f.TempDir()
+	f.Fuzz(func(t *testing.T, text, reference string) {
+		p, err := ParsePolicy("p", []byte(text))
+		if err != nil {
+			return
+		}
+		stores := map[string]*Store{}
+		for _, name := range p.stores() {
+			stores[name] = root
+		}
+		open := func(p *Policy) *Verifier {
+			v, err := New(Config{Policy: p, Stores: stores, Revocation: Indexes{}, Stamps: noStamps{}, State: state, Seen: &memorySeen{}, Clock: testpki.Clock})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		v := open(p)
+		for name, a := range broken {
+			if vd := v.Verify(t.Context(), Input{Reference: reference, Artifact: a}); vd.Allowed {
+				t.Fatalf("%s as %q: %s", name, reference, vd.Line())
+			}
+		}
+		again, err := ParsePolicy("p", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		one, two := v.Verify(t.Context(), Input{Reference: reference, Artifact: agent}), open(again).Verify(t.Context(), Input{Reference: reference, Artifact: agent})
+		if one.Line() != two.Line() || one.Reason != two.Reason || one.Trust != two.Trust || v.Rules() != open(again).Rules() {
+			t.Fatalf("%s and then %s", one.Line(), two.Line())
+		}
+	})
 }
