@@ -15,6 +15,7 @@ import (
 	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/internal/testpki"
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/fetch"
 )
@@ -121,7 +122,7 @@ func TestAFullDiskIsNoVerdict(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	f, err := os.Create(filepath.Join(n.memory.dir, "filler"))
+	f, err := os.OpenFile(filepath.Join(n.memory.dir, "filler"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	for err == nil {
 		_, err = f.Write(make([]byte, 512))
 	}
@@ -136,15 +137,14 @@ func TestAFullDiskIsNoVerdict(t *testing.T) {
 	if left := n.kept(); len(left) != 1 {
 		t.Errorf("half-written: %q", left)
 	}
-	n.policy("deny", "0s")
-	n.put("agent.crl", n.pki.RootCRL()) // the wrong list
-	if vd := n.verify(); vd.Allowed {
+	n.put("agent.crl", n.pki.AgentCRL(testpki.Numbered(2), testpki.Revoking(n.pki.Leaf)))
+	if vd := n.verify(); vd.Reason != fault.Revoked {
 		t.Error(vd.Line())
 	}
 	if err := os.Remove(filepath.Join(n.memory.dir, "filler")); err != nil {
 		t.Fatal(err)
 	}
-	n.put("agent.crl", n.pki.AgentCRL())
+	n.put("agent.crl", n.pki.AgentCRL(testpki.Numbered(3)))
 	for i := range 2 {
 		if vd := n.verify(); !vd.Allowed || vd.Remembered != (i == 1) {
 			t.Errorf("with room again, %d: %s, remembered %v", i, vd.Line(), vd.Remembered)
