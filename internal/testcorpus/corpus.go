@@ -40,7 +40,7 @@ var classes = []Class{
 		Answer: "the algorithm follows from the key and must be the one that is named"},
 	{Name: "chain-confused", Tried: "send certificates that lead elsewhere, or are for something else",
 		Answer: "roots are the scope's, the path is the one that was sent, the leaf is for code alone",
-		Tests:  []string{"verifier.TestChainsGetTheVerdictOfOpenSSL"}},
+		Tests:  []string{"verifier.TestChainsGetTheVerdictOfOpenSSL", "verifier.TestTheChainsOfAllVectorsGetTheVerdictOfOpenSSL"}},
 	{Name: "other-store", Tried: "use an authority that is trusted, but for others",
 		Answer: "a scope names its stores; no other counts",
 		Tests:  []string{"verifier.TestEveryStoreOfAScopeCountsAndNoOther"}},
