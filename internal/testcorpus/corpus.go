@@ -35,7 +35,7 @@ var classes = []Class{
 		Tests:  []string{"verifier/timestamp.TestTimeStampsAreJudged"}},
 	{Name: "clock-moved", Tried: "set the node's clock back or forward",
 		Answer: "enforcement goes by the latest time that a gate saw, what is from the future is refused, and what is remembered is void when the clock turns back",
-		Tests:  []string{"verifier.TestAClockThatIsSetBackDoesNotOpenWhatWasClosed", "verifier/memory.TestAVerdictHoldsOnlyWhileWhatItRestsOnIsTheSame"}},
+		Tests:  []string{"verifier.TestAClockThatIsSetBackDoesNotOpenWhatWasClosed", "verifier/memory.TestAVerdictHoldsOnlyWhileWhatItRestsOnIsTheSame", "cmd/mentat-verifier.TestThePullGateJudgesByTheTimeThatItIs", "bundle.TestTheRunGateJudgesByTheTimeThatItIs"}},
 	{Name: "algorithm-confused", Tried: "name another algorithm than the key's, or a weak one",
 		Answer: "the algorithm follows from the key and must be the one that is named"},
 	{Name: "chain-confused", Tried: "send certificates that lead elsewhere, or are for something else",
