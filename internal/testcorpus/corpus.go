@@ -68,7 +68,7 @@ var classes = []Class{
 		Tests:  []string{"verifier.TestALowerNumberIsRefused", "verifier/memory.TestAnOlderListInAFileNeverComesBack", "verifier/fetch.TestAnOlderAnswerIsNotTakenOver"}},
 	{Name: "responder-down", Tried: "keep lists and answers from arriving, or make them endless",
 		Answer: "what is on disk counts until its end and grace, requests are bounded, and then the answer is no",
-		Tests:  []string{"verifier/fetch.TestAResponderThatFailsIsNoGoodAnswer", "verifier/fetch.TestAListServerThatFailsChangesNothing"}},
+		Tests:  []string{"verifier/fetch.TestAResponderThatFailsIsNoGoodAnswer", "verifier/fetch.TestAListServerThatFailsChangesNothing", "node.TestAListServerThatFailsIsToldAndItsListStays"}},
 	{Name: "state-unwritable", Tried: "make writing fail, so that checking crashes or forgets",
 		Answer: "files appear whole or not at all; what cannot be remembered is checked again or refused",
 		Tests:  []string{"verifier/fetch.TestAFullDiskLeavesWhatWasThere", "verifier/memory.TestAFullDiskIsNoVerdict"}},
