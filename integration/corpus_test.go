@@ -501,10 +501,13 @@ var recipes = map[string]recipe{
 	"no-signature":               signedAs(signing{later: func(block map[string]any, _ []byte) { delete(block, "signature") }}),
 	"no-subject":                 saying(func(block map[string]any) { block["subject"] = map[string]any{"id": "", "version": ""} }),
 
-	"attestation-twice":                  rewritten(`"`+oci.AnnotationAttestation+`":`, `"`+oci.AnnotationAttestation+`":"","`+oci.AnnotationAttestation+`":`),
-	"attestation-twice-escaped":          rewritten(`"annotations":{`, `"annotations":{"\u0064`+oci.AnnotationAttestation[1:]+`":"",`),
-	"layers-twice":                       rewritten(`{`, `{"layers":[],`),
-	"layers-in-capitals":                 rewritten(`{`, `{"Layers":[],`),
+	"attestation-twice":         rewritten(`"`+oci.AnnotationAttestation+`":`, `"`+oci.AnnotationAttestation+`":"","`+oci.AnnotationAttestation+`":`),
+	"attestation-twice-escaped": rewritten(`"annotations":{`, `"annotations":{"\u0064`+oci.AnnotationAttestation[1:]+`":"",`),
+	"layers-twice":              rewritten(`{`, `{"layers":[],`),
+	"layers-in-capitals":        rewritten(`{`, `{"Layers":[],`),
+	// To Go's reader of JSON, and so to containerd, this is the key "layers".
+	"layers-with-a-long-s":               rewritten(`{`, `{"layerſ":[],`),
+	"number-that-is-rounded":             rewritten(`"schemaVersion":2`, `"schemaVersion":2,"a":9007199254740993`),
 	"key-twice-in-the-attestation":       blockThen(func(text string) string { return `{"algorithm":"none",` + text[1:] }),
 	"key-in-capitals-in-the-attestation": blockThen(func(text string) string { return `{"Algorithm":"none",` + text[1:] }),
 	"re-spaced-attestation":              blockThen(func(text string) string { return strings.Replace(text, `{`, `{ `, 1) }),
@@ -674,6 +677,12 @@ var recipes = map[string]recipe{
 	"stamp-without-end": signedAs(signing{later: func(block map[string]any, _ []byte) {
 		block["timestamp_token"] = base64.StdEncoding.EncodeToString(make([]byte, limits.TimeStampBytes+1))
 	}}),
+	"annotations-without-end": unservable(then(func(m map[string]any) {
+		a := annotate(m)
+		for i := range 20_000 {
+			a[strconv.Itoa(i)] = ""
+		}
+	})),
 	"manifest-without-end": unservable(func(b *besieged, name string) offer {
 		l := b.plain(name, 1)
 		_, raw := b.raw(l)
@@ -700,6 +709,9 @@ var recipes = map[string]recipe{
 	}),
 	"damaged-stamp": stamped(func(*besieged, *testpki.PKI, []byte) []byte { return []byte{0x30, 0} }),
 
+	"layer-in-its-own-descriptor": then(func(m map[string]any) {
+		m["layers"].([]any)[1].(map[string]any)["data"] = base64.StdEncoding.EncodeToString([]byte("\x00asm\x01\x00\x00\x00"))
+	}),
 	"layer-from-elsewhere": then(func(m map[string]any) {
 		m["layers"].([]any)[0].(map[string]any)["urls"] = []any{"https://example.com/blob"}
 	}),
