@@ -525,10 +525,15 @@ var recipes = map[string]recipe{
 	}),
 	"unknown-key-in-the-attestation": saying(func(block map[string]any) { block["admin"] = true }),
 
-	"swapped-module":     swapped("layers", "config"),
-	"swapped-config":     swapped("config"),
-	"changed-annotation": then(func(m map[string]any) { annotate(m)["org.opencontainers.image.description"] = "changed after signing" }),
-	"annotation-added":   then(func(m map[string]any) { annotate(m)["a"] = "b" }),
+	"swapped-module": swapped("layers", "config"),
+	"swapped-config": swapped("config"),
+	"changed-annotation": func(b *besieged, name string) offer { // by the product's own signer
+		l := b.plain(name, 1)
+		b.sign(l, b.pki, name, b.registry.Host+"/agents/"+name, nil)
+		b.edit(l, func(m map[string]any) { annotate(m)["org.opencontainers.image.description"] = "changed after signing" })
+		return offer{layout: l}
+	},
+	"annotation-added": then(func(m map[string]any) { annotate(m)["a"] = "b" }),
 
 	"attestation-of-another-agent": saying(func(block map[string]any) { block["subject"].(map[string]any)["id"] = "somebody-else" }),
 	"another-repository": saying(func(block map[string]any) {

@@ -131,6 +131,22 @@ func (g *guarded) replace(l *oci.Layout, old ocispec.Descriptor, raw []byte) {
 	}
 }
 
+// edit changes a layout's root manifest as text, after it was signed.
+func (g *guarded) edit(l *oci.Layout, change func(map[string]any)) {
+	g.t.Helper()
+	root, raw := g.raw(l)
+	var m map[string]any
+	if err := json.Unmarshal(raw, &m); err != nil {
+		g.t.Fatal(err)
+	}
+	change(m)
+	edited, err := canonical.Marshal(m)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.replace(l, root, edited)
+}
+
 // push publishes a layout's exact bytes.
 func (g *guarded) push(l *oci.Layout, ref string) {
 	g.t.Helper()
