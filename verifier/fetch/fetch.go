@@ -177,12 +177,21 @@ func get(ctx context.Context, client *http.Client, url, what string, most int64)
 
 func newClient() *http.Client {
 	return &http.Client{
-		Timeout: requestTimeout,
-		CheckRedirect: func(_ *http.Request, via []*http.Request) error {
-			if len(via) > maxRedirects {
-				return fmt.Errorf("more than %d redirects", maxRedirects)
-			}
-			return nil
-		},
+		Timeout:       requestTimeout,
+		CheckRedirect: sameHost,
 	}
+}
+
+// sameHost follows a server that sends on to another path, or to TLS, of its own. Which
+// host is asked is the policy's word alone.
+func sameHost(req *http.Request, via []*http.Request) error {
+	switch from := via[len(via)-1].URL; {
+	case len(via) > maxRedirects:
+		return fmt.Errorf("more than %d redirects", maxRedirects)
+	case req.URL.Hostname() != from.Hostname():
+		return fmt.Errorf("sends on to another host, %s, which the policy does not name", req.URL.Host)
+	case req.URL.Scheme != from.Scheme && req.URL.Scheme != "https":
+		return fmt.Errorf("sends on to %s", req.URL.Scheme)
+	}
+	return nil
 }
