@@ -90,6 +90,11 @@ bin/tools/versitygw: tools/s3/go.mod tools/s3/go.sum | deps
 	@cd tools/s3 && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ github.com/versity/versitygw/cmd/versitygw
 	@touch $@
 
+bin/tools/step-ca: tools/stepca/go.mod tools/stepca/go.sum | deps
+	@echo "building smallstep's certificate authority"
+	@cd tools/stepca && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../../$@ github.com/smallstep/certificates/cmd/step-ca
+	@touch $@
+
 .PHONY: chatserver
 chatserver:
 	@scripts/llm.sh
@@ -105,7 +110,7 @@ testdeps: ## [root, if something is missing] the same, and what tests and benchm
 ##@ Check
 
 .PHONY: test
-test: testdeps check cross build tools previous bin/tools/containerd-old bin/tools/versitygw chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
+test: testdeps check cross build tools previous bin/tools/containerd-old bin/tools/versitygw bin/tools/step-ca chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
 	@go run ./bench -pairs 2
 	@$(RUNTESTS) $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
@@ -113,11 +118,11 @@ test: testdeps check cross build tools previous bin/tools/containerd-old bin/too
 		-- -count=1 -timeout 30m ./integration/...
 
 .PHONY: unit
-unit: bin/tools/versitygw chatserver ## the main module's tests that need no root and no network
+unit: bin/tools/versitygw bin/tools/step-ca chatserver ## the main module's tests that need no root and no network
 	@$(RUNTESTS) $(UNIT)
 
 .PHONY: race
-race: bin/tools/versitygw chatserver ## the same with the race detector, where there are goroutines
+race: bin/tools/versitygw bin/tools/step-ca chatserver ## the same with the race detector, where there are goroutines
 	@$(RUNTESTS) -race $(RACE)
 
 .PHONY: integration

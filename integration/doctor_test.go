@@ -155,9 +155,9 @@ func TestTheDoctorJudgesWhatTheNodeHasAlready(t *testing.T) {
 	})
 	have("good", by(g.pki, "good"))
 	have("ending", by(ending, "ending"))
-	have("revoked", by(testpki.New(t, testpki.LeafSerial(0xdead)), "revoked"))
+	have("revoked", by(testpki.New(t, testpki.LeafSerial(revokedLeaf)), "revoked"))
 	have("unsigned", func(*oci.Layout) {})
-	g.trust(g.pki, revokedSerial(g.pki))
+	g.trust(g.pki, revoking(revokedLeaf))
 	d := diagnose(t, g.Node)
 	for _, c := range []struct{ check, words string }{
 		{"images", "/agents/revoked:1.0.0 would be refused now: revoked"},

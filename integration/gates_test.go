@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -185,162 +184,8 @@ func TestASignedAgentIsPulledAndRun(t *testing.T) {
 	}
 }
 
-// vector is a hostile or broken artifact and why it must be refused.
-type vector struct {
-	name   string
-	reason fault.Reason
-	// say is what a person reads, in lower case.
-	say  string
-	make func(g *guarded, name string) *oci.Layout
-	// spoil, if set, changes the manifest in a way that our own tools refuse to
-	// write, so that it goes past them.
-	spoil func(map[string]any)
-}
-
-func annotate(m map[string]any) map[string]any {
-	return m["annotations"].(map[string]any)
-}
-
-// signed makes a vector from a signed agent and a change to its manifest.
-func signed(change func(map[string]any)) func(*guarded, string) *oci.Layout {
-	return func(g *guarded, name string) *oci.Layout {
-		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
-		g.sign(l, g.pki, name, g.registry.Host+"/agents/"+name, nil)
-		if change != nil {
-			g.edit(l, change)
-		}
-		return l
-	}
-}
-
-// by makes a vector from an agent signed under another PKI.
-func by(knobs ...testpki.Knob) func(*guarded, string) *oci.Layout {
-	return func(g *guarded, name string) *oci.Layout {
-		p := testpki.New(g.t, knobs...)
-		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
-		g.sign(l, p, name, g.registry.Host+"/agents/"+name, func(r *verifier.SignRequest) {
-			// An expired leaf signed while it was valid, a future one will.
-			if r.Time.After(p.Leaf.NotAfter) {
-				r.Time = p.Leaf.NotAfter.Add(-time.Hour)
-			}
-			if r.Time.Before(p.Leaf.NotBefore) {
-				r.Time = p.Leaf.NotBefore.Add(time.Hour)
-			}
-		})
-		return l
-	}
-}
-
-var vectors = []vector{
-	{name: "unsigned", reason: fault.Unsigned, say: "no attestation", make: func(g *guarded, name string) *oci.Layout {
-		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
-		return l
-	}},
-	{name: "swapped-module", reason: fault.SignatureInvalid, say: "signature", make: func(g *guarded, name string) *oci.Layout {
-		l := signed(nil)(g, name)
-		evil, _ := g.build(name, assemble(g.t, guestMarker(666)), "")
-		_, raw := g.raw(evil)
-		var other ocispec.Manifest
-		if err := json.Unmarshal(raw, &other); err != nil {
-			g.t.Fatal(err)
-		}
-		for _, d := range append(other.Layers, other.Config) {
-			data, err := oci.ReadBlob(g.t.Context(), evil, d, 64<<20)
-			if err != nil {
-				g.t.Fatal(err)
-			}
-			if _, err := l.PushBytes(g.t.Context(), d.MediaType, data); err != nil {
-				g.t.Fatal(err)
-			}
-		}
-		g.edit(l, func(m map[string]any) {
-			var swapped map[string]any
-			if err := json.Unmarshal(raw, &swapped); err != nil {
-				g.t.Fatal(err)
-			}
-			m["layers"], m["config"] = swapped["layers"], swapped["config"]
-		})
-		return l
-	}},
-	{name: "attestation-of-another-agent", reason: fault.BindingMismatch, say: "is for", make: func(g *guarded, name string) *oci.Layout {
-		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
-		g.sign(l, g.pki, "somebody-else", g.registry.Host+"/agents/"+name, nil)
-		return l
-	}},
-	{name: "another-repository", reason: fault.BindingMismatch, say: "is for", make: func(g *guarded, name string) *oci.Layout {
-		l, _ := g.build(name, assemble(g.t, guestMarker(1)), "")
-		g.sign(l, g.pki, name, g.registry.Host+"/agents/elsewhere", nil)
-		return l
-	}},
-	{name: "changed-annotation", reason: fault.SignatureInvalid, say: "signature", make: signed(func(m map[string]any) {
-		annotate(m)["org.opencontainers.image.description"] = "changed after signing"
-	})},
-	{name: "empty-attestation", reason: fault.AttestationFormat, say: "attestation", make: signed(func(m map[string]any) {
-		annotate(m)[oci.AnnotationAttestation] = ""
-	})},
-	{name: "oversized-attestation", reason: fault.AttestationFormat, say: "attestation", make: signed(func(m map[string]any) {
-		annotate(m)[oci.AnnotationAttestation] = `{"version":"` + strings.Repeat("1", 70_000) + `"}`
-	})},
-	{name: "attestation-of-an-unknown-version", reason: fault.AttestationFormat, say: "version", make: signed(func(m map[string]any) {
-		a := annotate(m)
-		a[oci.AnnotationAttestation] = strings.Replace(a[oci.AnnotationAttestation].(string), `"version":"1.0"}`, `"version":"9.9"}`, 1)
-	})},
-	{name: "re-spaced-attestation", reason: fault.AttestationFormat, say: "canonical", make: signed(func(m map[string]any) {
-		a := annotate(m)
-		a[oci.AnnotationAttestation] = strings.Replace(a[oci.AnnotationAttestation].(string), `{`, `{ `, 1)
-	})},
-	{name: "re-spaced-manifest", reason: fault.AttestationFormat, say: "canonical", make: func(g *guarded, name string) *oci.Layout {
-		l := signed(nil)(g, name)
-		root, raw := g.raw(l)
-		g.replace(l, root, bytes.Replace(raw, []byte(`{`), []byte(`{ `), 1))
-		return l
-	}},
-	{name: "expired-certificate", reason: fault.OutsideValidity, say: "expired", make: by(testpki.LeafExpired)},
-	{name: "certificate-not-yet-valid", reason: fault.OutsideValidity, say: "valid", make: by(testpki.LeafNotYetValid)},
-	{name: "unknown-root", reason: fault.ChainUntrusted, say: "root", make: func(g *guarded, name string) *oci.Layout {
-		return by(testpki.OtherRoot(g.t))(g, name)
-	}},
-	{name: "another-signer", reason: fault.IdentityUntrusted, say: "mallory", make: by(testpki.LeafEmails("mallory@example.com"), testpki.LeafSerial(0x2002))},
-	{name: "revoked-certificate", reason: fault.Revoked, say: "revoked", make: by(testpki.LeafSerial(0xdead))},
-	{name: "two-modules", reason: fault.ArtifactInvalid, say: "wasm", make: signed(nil), spoil: func(m map[string]any) {
-		layers := m["layers"].([]any)
-		m["layers"] = append(layers, layers[len(layers)-1])
-	}},
-	{name: "foreign-layer", reason: fault.ArtifactInvalid, say: "urls", make: signed(nil), spoil: func(m map[string]any) {
-		m["layers"].([]any)[0].(map[string]any)["urls"] = []any{"https://example.com/blob"}
-	}},
-	{name: "config-that-containerd-rewrites", reason: fault.ArtifactInvalid, say: "octet-stream", make: signed(nil), spoil: func(m map[string]any) {
-		m["config"].(map[string]any)["mediaType"] = "application/octet-stream"
-	}},
-	{name: "attestation-twice", reason: fault.ArtifactInvalid, say: "twice", make: signed(nil)},
-	{name: "unsigned-container", reason: fault.Unsigned, say: "no attestation", make: nil},
-}
-
-// spoiled is the vector's manifest as our tools would not write it, or nil.
-func (g *guarded) spoiled(v vector, l *oci.Layout) []byte {
-	g.t.Helper()
-	_, raw := g.raw(l)
-	if v.name == "attestation-twice" {
-		key := []byte(`"` + oci.AnnotationAttestation + `":`)
-		return bytes.Replace(raw, key, append(append(key, `"",`...), key...), 1)
-	}
-	if v.spoil == nil {
-		return nil
-	}
-	var m map[string]any
-	if err := json.Unmarshal(raw, &m); err != nil {
-		g.t.Fatal(err)
-	}
-	v.spoil(m)
-	raw, err := canonical.Marshal(m)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	return raw
-}
-
 // put stores a manifest in the registry under a tag, as any client could.
-func (g *guarded) put(ref string, raw []byte) {
+func (g *guarded) put(ref, mediaType string, raw []byte) {
 	g.t.Helper()
 	repository := strings.TrimSuffix(strings.TrimPrefix(ref, g.registry.Host), ":1.0.0")
 	url := "http://" + g.registry.Host + "/v2" + repository + "/manifests/1.0.0"
@@ -348,7 +193,7 @@ func (g *guarded) put(ref string, raw []byte) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	req.Header.Set("Content-Type", ocispec.MediaTypeImageManifest)
+	req.Header.Set("Content-Type", mediaType)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		g.t.Fatal(err)
@@ -363,12 +208,20 @@ func (g *guarded) put(ref string, raw []byte) {
 // loadRaw imports a layout's blobs under another manifest.
 func (w *world) loadRaw(l *oci.Layout, raw []byte, ref string) {
 	w.t.Helper()
+	if err := w.importAs(l, ocispec.MediaTypeImageManifest, raw, ref); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// importAs is the same for a manifest or an index.
+func (w *world) importAs(l *oci.Layout, mediaType string, raw []byte, ref string) error {
+	w.t.Helper()
 	d := digest.FromBytes(raw)
 	dir := w.t.TempDir()
 	index, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
 		Manifests: []ocispec.Descriptor{{
-			MediaType: ocispec.MediaTypeImageManifest, Digest: d, Size: int64(len(raw)),
+			MediaType: mediaType, Digest: d, Size: int64(len(raw)),
 			Annotations: map[string]string{"io.containerd.image.name": ref},
 		}},
 	})
@@ -383,70 +236,8 @@ func (w *world) loadRaw(l *oci.Layout, raw []byte, ref string) {
 	if out, err := w.Command(w.t.Context(), "tar", "-C", filepath.Join(dir, "layout"), "-cf", filepath.Join(dir, "image.tar"), ".").CombinedOutput(); err != nil {
 		w.t.Fatalf("tar: %v: %s", err, out)
 	}
-	w.ctr("images", "import", "--all-platforms", "--local", filepath.Join(dir, "image.tar"))
-}
-
-// revokedSerial is on the node's list from the beginning.
-func revokedSerial(p *testpki.PKI) testpki.CRLKnob {
-	gone := *p.Leaf
-	gone.SerialNumber = big.NewInt(0xdead)
-	return testpki.Revoking(&gone)
-}
-
-// Every vector is refused at pull and, imported past the verifier, at run; in
-// both places the typed reason is given and the guest's marker is absent.
-func TestWhatIsRefusedNeverRuns(t *testing.T) {
-	g := newGuarded(t)
-	g.trust(g.pki, revokedSerial(g.pki))
-	if len(vectors) == 0 {
-		t.Fatal("there are no vectors")
-	}
-	control := g.good("control")
-	if err := g.pull(control); err != nil {
-		t.Fatal(err)
-	}
-	if got := g.run("", control, g.id()); !strings.Contains(got.stdout, marker) {
-		t.Fatalf("the control does not run, so the absence of its marker would prove nothing: %q", got.stderr)
-	}
-	for _, v := range vectors {
-		t.Run(v.name, func(t *testing.T) {
-			g.t = t
-			ref := g.ref(v.name)
-			var l *oci.Layout
-			if v.make == nil {
-				l = g.busybox()
-			} else {
-				l = v.make(g, v.name)
-			}
-			want := "(" + string(v.reason) + ")"
-			g.push(l, ref)
-			load := func() { g.load(l, ref) }
-			if raw := g.spoiled(v, l); raw != nil {
-				g.put(ref, raw)
-				load = func() { g.loadRaw(l, raw, ref) }
-			}
-			if err := g.pull(ref); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(strings.ToLower(err.Error()), v.say) {
-				t.Errorf("at pull: %v\nwant the reason %s and %q", err, want, v.say)
-			}
-			if out := g.ctr("images", "ls", "-q"); strings.Contains(out, ref) {
-				t.Errorf("after a refused pull the image is there: %s", out)
-			}
-			load()
-			for _, way := range [][]string{{"--runtime", mentatRuntime}, {"--runc-binary", filepath.Join(binDir(), "mentat")}} {
-				args := append(way, ref, g.id())
-				if v.make == nil {
-					args = append(args, "/bin/echo", marker)
-				}
-				got := g.runWith("", args...)
-				if got.code == 0 || strings.Contains(got.stdout+got.stderr, marker) {
-					t.Errorf("at run with %s: status %d, stdout %q, stderr %q", way[0], got.code, got.stdout, got.stderr)
-				}
-				if !strings.Contains(strings.ToLower(got.stderr), v.say) {
-					t.Errorf("at run with %s: stderr %q does not say %q", way[0], got.stderr, v.say)
-				}
-			}
-		})
-	}
+	_, err = w.Ctr(w.t.Context(), "images", "import", "--all-platforms", "--local", filepath.Join(dir, "image.tar"))
+	return err
 }
 
 func TestRevokingACertificateStopsACachedAgent(t *testing.T) {

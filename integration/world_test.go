@@ -239,5 +239,3 @@ func (w *world) busyboxWith(file string) *oci.Layout {
 	}
 	return l
 }
-
-func (w *world) busybox() *oci.Layout { return w.busyboxWith("/etc/empty") }

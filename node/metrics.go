@@ -32,6 +32,9 @@ type metrics struct {
 	runs       prometheus.Gauge
 	refreshes  *prometheus.CounterVec
 	refreshed  prometheus.Gauge
+	ocspRounds *prometheus.CounterVec
+	ocspKept   prometheus.Gauge
+	ocspDone   prometheus.Gauge
 
 	mu     sync.Mutex
 	agents map[string]bool // guarded by mu
@@ -58,16 +61,19 @@ func newMetrics() *metrics {
 			Name: "mentatlab_wasm_execution_seconds", Help: "WASM agent execution time",
 			Buckets: []float64{.001, .005, .025, .1, .5, 1, 5, 30, 120, 600},
 		}, []string{"agent_id", "operation"}),
-		records:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mentatlab_audit_records_total", Help: "Audit records taken into the log"}, []string{"event"}),
-		lost:      prometheus.NewCounter(prometheus.CounterOpts{Name: "mentatlab_audit_lost_total", Help: "Audit records that were lost before they were taken"}),
-		sequence:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_audit_sequence", Help: "Number of the log's last entry"}),
-		runs:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_audit_runs", Help: "Runs whose records are being collected"}),
-		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mentatlab_revocation_refreshes_total", Help: "Rounds in which revocation lists were refreshed"}, []string{"result"}),
-		refreshed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_revocation_refreshed_timestamp_seconds", Help: "When revocation lists were last refreshed without a failure"}),
-		agents:    map[string]bool{},
-		orgs:      map[string]bool{},
+		records:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mentatlab_audit_records_total", Help: "Audit records taken into the log"}, []string{"event"}),
+		lost:       prometheus.NewCounter(prometheus.CounterOpts{Name: "mentatlab_audit_lost_total", Help: "Audit records that were lost before they were taken"}),
+		sequence:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_audit_sequence", Help: "Number of the log's last entry"}),
+		runs:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_audit_runs", Help: "Runs whose records are being collected"}),
+		refreshes:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mentatlab_revocation_refreshes_total", Help: "Rounds in which revocation lists and release lists were refreshed"}, []string{"result"}),
+		refreshed:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_revocation_refreshed_timestamp_seconds", Help: "When revocation lists were last refreshed without a failure"}),
+		ocspRounds: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mentatlab_ocsp_refreshes_total", Help: "Rounds in which OCSP answers were refreshed"}, []string{"result"}),
+		ocspKept:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_ocsp_answers", Help: "Certificates about which OCSP answers are kept"}),
+		ocspDone:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "mentatlab_ocsp_refreshed_timestamp_seconds", Help: "When OCSP answers were last refreshed without a failure"}),
+		agents:     map[string]bool{},
+		orgs:       map[string]bool{},
 	}
-	m.registry.MustRegister(m.verify, m.pending, m.overlooked, m.requests, m.executions, m.records, m.lost, m.sequence, m.runs, m.refreshes, m.refreshed,
+	m.registry.MustRegister(m.verify, m.pending, m.overlooked, m.requests, m.executions, m.records, m.lost, m.sequence, m.runs, m.refreshes, m.refreshed, m.ocspRounds, m.ocspKept, m.ocspDone,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -135,4 +141,14 @@ func (m *metrics) refresh(err error, now time.Time) {
 	}
 	m.refreshes.WithLabelValues("success").Inc()
 	m.refreshed.Set(float64(now.Unix()))
+}
+
+func (m *metrics) refreshOCSP(kept int, err error, now time.Time) {
+	m.ocspKept.Set(float64(kept))
+	if err != nil {
+		m.ocspRounds.WithLabelValues("failure").Inc()
+		return
+	}
+	m.ocspRounds.WithLabelValues("success").Inc()
+	m.ocspDone.Set(float64(now.Unix()))
 }

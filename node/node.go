@@ -205,7 +205,7 @@ func (s *service) anchor() {
 	}
 }
 
-// refresh fetches the revocation lists that are due. The gates do so themselves
+// refresh fetches the revocation lists, release lists and OCSP answers that are due. The gates do so themselves
 // where nobody did; with the service they need not.
 func (s *service) refresh(ctx context.Context) {
 	if s.Config.Verify.Policy == "" {
@@ -223,6 +223,21 @@ func (s *service) refresh(ctx context.Context) {
 	s.metrics.refresh(err, s.Clock())
 	if err != nil {
 		s.Log.Warn("revocation lists not refreshed", "error", err)
+	}
+	if v != nil && v.Policy() != nil {
+		s.refreshOCSP(ctx, v)
+	}
+}
+
+// refreshOCSP keeps the answers new that the gates keep.
+func (s *service) refreshOCSP(ctx context.Context, v *verifier.Verifier) {
+	kept, err := fetch.RefreshOCSP(ctx, v, s.Config.Verify, nil)
+	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
+	s.metrics.refreshOCSP(kept, err, s.Clock())
+	if err != nil {
+		s.Log.Warn("OCSP answers not refreshed", "error", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +21,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ocsp"
 
 	"github.com/mentatlab/mentat/capability/audit"
 	"github.com/mentatlab/mentat/capability/audit/chain"
@@ -30,6 +35,7 @@ import (
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/verifier"
 )
 
 // roleEnv makes the test binary a part of a node: "service", "preparer" or "host".
@@ -820,6 +826,82 @@ revocation:
 		return strings.Contains(body, `mentatlab_revocation_refreshes_total{result="success"}`)
 	})
 	if err := os.WriteFile(c.Verify.Policy, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the metrics tell of the failure", func() bool {
+		_, body := get(t, client, "/metrics")
+		return strings.Contains(body, `mentatlab_revocation_refreshes_total{result="failure"}`)
+	})
+}
+
+// The service asks a responder, which is asked by no gate here, and takes a release
+// list from a server.
+func TestTheServiceKeepsAnswersAndReleaseListsNew(t *testing.T) {
+	pki := testpki.New(t)
+	var asked, fetched atomic.Int32
+	releases, err := verifier.SignReleases(verifier.Releases{Number: 1, NextUpdate: testpki.Now.Add(time.Hour).Format(time.RFC3339)}, pki.LeafKey, pki.Chain(), testpki.Now.Add(-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/releases" {
+			fetched.Add(1)
+			_, _ = w.Write(releases)
+			return
+		}
+		asked.Add(1)
+		w.Header().Set("Content-Type", "application/ocsp-response")
+		_, _ = w.Write(pki.OCSP())
+	}))
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	c := configIn(dir)
+	for name, data := range map[string][]byte{"trust/agents/root.pem": testpki.PEM(pki.Root), "root.crl": pki.RootCRL(), "policy.yaml": fmt.Appendf(nil, `version: 1
+scopes:
+  - {name: agents, match: ["registry.example/**"], stores: [agents], identities: [any], unsigned_containers: deny}
+outside: {ordinary_images: allow}
+revocation:
+  ocsp:
+    - {issuer: "CN=MentatLab Agent CA,O=MentatLab,C=US", url: %q}
+  crls:
+    - {issuer: "CN=MentatLab Root CA,O=MentatLab,C=US", file: root.crl}
+releases:
+  - {name: ours, url: %q, stores: [agents], identities: [email:dev@example.com]}
+`, server.URL+"/ocsp", server.URL+"/releases")} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Verify.Policy = filepath.Join(dir, "policy.yaml")
+	// An old answer that a gate left.
+	old := pki.OCSP(func(r *ocsp.Response) {
+		r.ThisUpdate, r.NextUpdate = testpki.Now.Add(-10*time.Hour), testpki.Now.Add(10*time.Hour)
+	})
+	if err := os.MkdirAll(c.Verify.State, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := verifier.StoreOCSP(c.Verify.State, pki.Leaf, pki.Agent, old, testpki.Now); err != nil {
+		t.Fatal(err)
+	}
+	client, _ := serve(t, c, Options{Interval: time.Millisecond, Refresh: time.Millisecond, Clock: testpki.Clock})
+	eventually(t, "the metrics tell of it", func() bool {
+		_, body := get(t, client, "/metrics")
+		return strings.Contains(body, `mentatlab_ocsp_refreshes_total{result="success"}`) && strings.Contains(body, "mentatlab_ocsp_answers 1\n")
+	})
+	kept, err := verifier.LoadOCSP(c.Verify.State, pki.Leaf, pki.Agent)
+	if err != nil || bytes.Equal(kept, old) || asked.Load() != 1 {
+		t.Errorf("asked %d times, %v", asked.Load(), err)
+	}
+	if _, err := os.Stat(filepath.Join(c.Verify.State, "releases-ours.json")); err != nil {
+		t.Error(err)
+	}
+	// The responder's answer is used up, and it says nothing new any more.
+	server.Close()
+	if err := os.Remove(filepath.Join(c.Verify.State, "releases-ours.json")); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the metrics tell of the failure", func() bool {

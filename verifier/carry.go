@@ -75,6 +75,10 @@ func carried(p *Policy, policy, trust string) (map[string]string, error) {
 		}
 	}
 	for _, r := range p.releases {
+		if r.url != "" {
+			return nil, fault.New(fault.PolicyInvalid, policy, "names the release list %q by url, which a node without a network cannot fetch", r.name).
+				WithHint("name it by file: in the policy that is carried")
+		}
 		if err := add("release list", r.file); err != nil {
 			return nil, err
 		}

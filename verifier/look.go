@@ -16,13 +16,15 @@ type ScopeInfo struct {
 	Patterns []string
 	// Level is how strict it is.
 	Level Level
+	// Notation tells that it accepts Notary Project signatures.
+	Notation bool
 }
 
 // Scopes are the policy's scopes in the order in which they are written.
 func (p *Policy) Scopes() []ScopeInfo {
 	var all []ScopeInfo
 	for _, s := range p.scopes {
-		info := ScopeInfo{Name: s.name, Level: levels[s.level]}
+		info := ScopeInfo{Name: s.name, Level: levels[s.level], Notation: s.notation}
 		for _, m := range s.patterns {
 			info.Patterns = append(info.Patterns, m.String())
 		}

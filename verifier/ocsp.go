@@ -218,15 +218,24 @@ func StoreOCSP(state string, c, issuer *x509.Certificate, der []byte, now time.T
 	}
 	// A damaged answer is replaced: what it knew is lost either way.
 	if old, err := LoadOCSP(state, c, issuer); err == nil && old != nil {
-		if known, err := ReadOCSP(old, c, issuer, now); err == nil && a.This.Before(known.This) {
-			return badOCSP(c, "is of %s, older than one of %s, which is known already", a.This.Format(timeLayout), known.This.Format(timeLayout))
+		if known, err := ReadOCSP(old, c, issuer, now); err == nil && !a.follows(known) {
+			return badOCSP(c, "is of %s, no newer than one of %s, which is known already", a.This.Format(timeLayout), known.This.Format(timeLayout))
 		}
 	}
 	path := ocspPath(state, c, issuer)
 	if err := atomicfile.Write(path, der, 0o644); err != nil {
 		return fault.Wrap(err, fault.Internal, path, "cannot write the OCSP answer")
 	}
-	return nil
+	return rememberSeen(state, Question{Certificate: c, Issuer: issuer})
+}
+
+// follows tells whether an answer may take the place of a known one. Times have
+// the grain of a second: of two in the same one a revocation counts.
+func (a *OCSPAnswer) follows(known *OCSPAnswer) bool {
+	if known.status == ocsp.Revoked && a.status != ocsp.Revoked {
+		return a.This.After(known.This)
+	}
+	return !a.This.Before(known.This)
 }
 
 // ask notes a certificate for which an answer has to be fetched.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -129,14 +128,17 @@ func readReleases(name string, data []byte) (*releaseList, error) {
 type releasesFile struct {
 	Name       string   `yaml:"name"`
 	File       string   `yaml:"file"`
+	URL        string   `yaml:"url"`
 	Stores     []string `yaml:"stores"`
 	Identities []string `yaml:"identities"`
 }
 
-// releaseSource is where a release list lies and who may sign it.
+// releaseSource is where a release list comes from and who may sign it. Exactly one
+// of file and url is set.
 type releaseSource struct {
 	name       string
 	file       string
+	url        string
 	stores     []string
 	identities identities
 }
@@ -150,8 +152,11 @@ func (c *policyCompiler) releases(path string, list []releasesFile) []releaseSou
 		if !validStoreName(f.Name) || slices.ContainsFunc(out, func(s releaseSource) bool { return s.name == f.Name }) {
 			c.fail(key("name"), "%q is not named like a directory, or there twice", f.Name)
 		}
-		if f.File == "" {
-			c.fail(key("file"), "is required: where the signed list is")
+		if (f.File == "") == (f.URL == "") {
+			c.fail(at, "exactly one of file and url is required: where the signed list is")
+		}
+		if f.URL != "" {
+			c.address(key("url"), f.URL)
 		}
 		if len(f.Stores) == 0 || slices.ContainsFunc(f.Stores, func(s string) bool { return !validStoreName(s) }) {
 			c.fail(key("stores"), "is required: names of the trust stores that hold for the list")
@@ -159,7 +164,7 @@ func (c *policyCompiler) releases(path string, list []releasesFile) []releaseSou
 		if len(f.Identities) == 0 {
 			c.fail(key("identities"), "is required: who may sign the list, as %sNAME@DOMAIN", emailPrefix)
 		}
-		out = append(out, releaseSource{f.Name, c.path(f.File), f.Stores, c.identities(key("identities"), f.Identities)})
+		out = append(out, releaseSource{f.Name, c.path(f.File), f.URL, f.Stores, c.identities(key("identities"), f.Identities)})
 	}
 	return out
 }
@@ -172,6 +177,9 @@ func (s releaseSource) statePath(state string) string {
 // list finds the list that counts: that of the file, unless one with a higher number
 // was believed before. What cannot be told is refused, at every level.
 func (j *judge) list(s releaseSource) (*releaseList, error) {
+	if s.url != "" {
+		return j.fetched(s)
+	}
 	on := "release list " + s.name
 	kept := s.statePath(j.state)
 	files := map[string]string{s.file: Stamp(s.file), kept: Stamp(kept)}
@@ -200,10 +208,7 @@ func (j *judge) list(s releaseSource) (*releaseList, error) {
 				WithHint("get a new one from its signer; if that one was no signer of yours, remove %s", kept)
 		}
 	}
-	if j.verdict.Rests.Files == nil {
-		j.verdict.Rests.Files = map[string]string{}
-	}
-	maps.Copy(j.verdict.Rests.Files, files)
+	j.rest(files)
 	return counts, j.due(on, counts)
 }
 
@@ -225,6 +230,11 @@ func (j *judge) believed(s releaseSource, path string) (*releaseList, error) {
 	if err != nil {
 		return nil, fault.Wrap(err, fault.RevocationUnknown, path, "cannot be read")
 	}
+	return j.believe(s, path, data)
+}
+
+// believe holds a list to those who may sign it.
+func (j *judge) believe(s releaseSource, path string, data []byte) (*releaseList, error) {
 	l, err := readReleases(path, data)
 	if err != nil {
 		return nil, err

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rogpeppe/go-internal/lockedfile"
+
 	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -188,15 +190,16 @@ func (r *diskRevocation) index(issuer *x509.Certificate) (*CRLIndex, map[string]
 	if list != "" {
 		stamps[list] = Stamp(list)
 	}
-	ix, err := r.read(issuer, key, list, cachedIndex{index: stamps[index], list: stamps[list]})
-	return ix, stamps, err
+	read := r.read(issuer, key, list, cachedIndex{index: stamps[index], list: stamps[list]})
+	stamps[index] = read.index
+	return read.ix, stamps, read.err
 }
 
-func (r *diskRevocation) read(issuer *x509.Certificate, key, file string, now cachedIndex) (*CRLIndex, error) {
+func (r *diskRevocation) read(issuer *x509.Certificate, key, file string, now cachedIndex) cachedIndex {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c, ok := r.known[key]; ok && c.index == now.index && c.list == now.list {
-		return c.ix, c.err
+		return c
 	}
 	previous := r.known[key].ix
 	now.ix, now.err = LoadIndex(r.state, issuer)
@@ -208,13 +211,43 @@ func (r *diskRevocation) read(issuer *x509.Certificate, key, file string, now ca
 		if err == nil {
 			err = fresh.follows(now.ix)
 		}
+		now.err = err
 		if err == nil {
 			now.ix = fresh
+			now = r.remember(issuer, now)
 		}
-		now.err = err
 	}
 	r.known[key] = now
-	return now.ix, now.err
+	return now
+}
+
+// remember writes a list of a file down as its index, so that no older one counts
+// after it: the list of an issuer that only a chain shows is compiled by nobody else.
+// Where it cannot be written the list counts all the same, with a warning, for it is the
+// newest that is known; a tool whose user may not write there is no gate.
+func (r *diskRevocation) remember(issuer *x509.Certificate, fresh cachedIndex) cachedIndex {
+	path := indexPath(r.state, fresh.ix.head.Key)
+	err := os.MkdirAll(r.state, 0o755)
+	if err == nil {
+		var unlock func()
+		if unlock, err = lockedfile.MutexAt(filepath.Join(r.state, ".lock")).Lock(); err == nil {
+			defer unlock()
+			err = StoreIndex(r.state, issuer, fresh.ix)
+		}
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fresh
+	}
+	if err != nil {
+		fresh.err = fault.Wrap(err, fault.RevocationUnknown, path, "cannot remember the revocation list, without which an older one could come back")
+		// Another gate may have remembered a newer one meanwhile.
+		if known, lerr := LoadIndex(r.state, issuer); lerr == nil && known != nil && fresh.ix.follows(known) != nil {
+			fresh.ix = known
+		}
+		return fresh
+	}
+	fresh.index = Stamp(path)
+	return fresh
 }
 
 // Stamp tells one state of a file from another. A file that cannot be looked at

@@ -693,7 +693,7 @@ func (j *judge) listed(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh boo
 			WithHint("name its source in the policy under revocation.crls, and refresh")
 	}
 	if err != nil {
-		j.warn("an older revocation list is used: %v", err)
+		j.warn("the revocation list that is used may not be the newest: %v", err)
 	}
 	e, revoked, err := ix.lookup(c.SerialNumber)
 	if err != nil {

@@ -375,11 +375,35 @@ func TestARevocationInAFileCountsAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expect(t, fresh.Verify(t.Context(), in), fault.RevocationUnknown)
+	// Another process goes on from what the first one knew.
+	expect(t, fresh.Verify(t.Context(), in), fault.Revoked)
 	if err := os.Remove(d.crl); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, fresh.Verify(t.Context(), in), fault.RevocationUnknown)
+	vd = fresh.Verify(t.Context(), in)
+	expect(t, vd, fault.Revoked)
+	if !strings.Contains(strings.Join(vd.Warnings, " "), "may not be the newest") {
+		t.Errorf("warnings %q", vd.Warnings)
+	}
+}
+
+func TestAListInAFileThatWasNeverReadRefuses(t *testing.T) {
+	p := testpki.New(t)
+	d := newDisk(t, p)
+	in := Input{Reference: ref, Artifact: read(t, mustSign(t, wasmAgent(t), p.LeafKey, p.Chain()))}
+	for _, spoil := range []func() error{
+		func() error { return os.WriteFile(d.crl, []byte("half a li"), 0o600) },
+		func() error { return os.Remove(d.crl) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		v, err := Open(d.cfg, testpki.Clock, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, v.Verify(t.Context(), in), fault.RevocationUnknown)
+	}
 }
 
 func TestAnIndexOnDiskIsUsedWithoutItsList(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -94,7 +95,7 @@ func (s *session) open(q *pkcs11.Request) (*pkcs11.Response, error) {
 	switch {
 	case err != nil:
 		return nil, tokenError(err, "object "+q.Open.Object)
-	case q.Generate != 0:
+	case q.Generate != 0 || q.Curve != "":
 		return s.generate(q, len(found))
 	case len(found) == 0:
 		return nil, fault.New(fault.NotFound, "object "+q.Open.Object, "is no key of the token %s", q.Open.Token)
@@ -113,7 +114,16 @@ func (s *session) generate(q *pkcs11.Request, found int) (*pkcs11.Response, erro
 	if _, err := rand.Read(id); err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "key", "no randomness")
 	}
-	key, err := s.token.GenerateRSAKeyPairWithLabel(id, []byte(q.Open.Object), q.Generate)
+	var key crypto11.Signer
+	var err error
+	switch q.Curve {
+	case "":
+		key, err = s.token.GenerateRSAKeyPairWithLabel(id, []byte(q.Open.Object), q.Generate)
+	case elliptic.P256().Params().Name:
+		key, err = s.token.GenerateECDSAKeyPairWithLabel(id, []byte(q.Open.Object), elliptic.P256())
+	default:
+		return nil, fault.New(fault.Usage, "curve", "%q is not P-256", q.Curve)
+	}
 	if err != nil {
 		return nil, tokenError(err, "object "+q.Open.Object)
 	}

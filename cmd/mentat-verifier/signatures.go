@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
@@ -62,11 +61,7 @@ func outOfReach(all []verifier.Envelope) error {
 // which judges them again. Without them it refuses; the image is of no use then, but
 // that is for no gate to hide.
 func (g *gate) keep(cfg nodeconfig.Verify, in verifier.Input, vd *verifier.Verdict) {
-	if len(vd.GoodEnvelopes) == 0 {
-		return
-	}
-	good := slices.DeleteFunc(slices.Clone(in.Envelopes), func(e verifier.Envelope) bool { return !slices.Contains(vd.GoodEnvelopes, e.Digest()) })
-	if err := envelopes.In(cfg.State).Add(in.Artifact.Digest, good); err != nil {
+	if _, err := envelopes.In(cfg.State).KeepGood(in, vd); err != nil {
 		fmt.Fprintln(g.log, fault.OneLine(fmt.Sprintf("mentat-verifier: warning: it will not start: %v", err)))
 	}
 }

@@ -1,8 +1,9 @@
 package main
 
 import (
-	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,7 +34,7 @@ func (n node) accept(r *registry, unfetchable string) {
 func (n node) kept() []string {
 	n.t.Helper()
 	entries, err := os.ReadDir(filepath.Join(n.dir, "state", "notation"))
-	if err != nil && !os.IsNotExist(err) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		n.t.Fatal(err)
 	}
 	var names []string
@@ -252,6 +253,17 @@ func TestARegistryThatDoesNotTellItsSignaturesFollowsThePolicy(t *testing.T) {
 			}
 		})
 	}
+	// What no signature could change is refused at once.
+	r.refer(t, &asked, gone)
+	n.accept(r, "defer")
+	text, err := os.ReadFile(filepath.Join(n.dir, "policy.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.put("policy.yaml", append(text, "minimum_versions: {mentatlab.echo: 2.0.0}\n"...))
+	if allowed, line, _ := ask(t, r.ref(), target); allowed || !strings.HasPrefix(line, "refused (version-too-low)") {
+		t.Errorf("too old: %s", line)
+	}
 	r.refer(t, &asked, gone, good)
 	n.accept(r, "deny")
 	if allowed, line, _ := ask(t, r.ref(), target); !allowed {
@@ -269,7 +281,7 @@ func TestASignatureWhoseSignerIsRevokedIsRefusedAtTheNextPull(t *testing.T) {
 	if allowed, line, _ := ask(t, r.ref(), target); !allowed {
 		t.Fatal(line)
 	}
-	n.put("agent.crl", p.AgentCRL(testpki.Numbered(2), testpki.Revoking([]*x509.Certificate{p.Leaf}...)))
+	n.put("agent.crl", p.AgentCRL(testpki.Numbered(2), testpki.Revoking(p.Leaf)))
 	if allowed, line, _ := ask(t, r.ref(), target); allowed || !strings.HasPrefix(line, "refused (revoked)") {
 		t.Error(line)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -101,6 +102,9 @@ func TestTranscripts(t *testing.T) {
 			if cond == "softhsm" {
 				return haveSoftHSM(t), nil
 			}
+			if cond == "stepca" {
+				return haveStepCA(t), nil
+			}
 			if cond != "host" {
 				return false, fmt.Errorf("unknown condition %q", cond)
 			}
@@ -110,7 +114,7 @@ func TestTranscripts(t *testing.T) {
 			}
 			return path != "", nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		Cmds: withCommands(stepCommands(t), map[string]func(*testscript.TestScript, bool, []string){
 			"ca": func(ts *testscript.TestScript, _ bool, args []string) {
 				dir, err := ca()
 				ts.Check(err)
@@ -165,8 +169,15 @@ func TestTranscripts(t *testing.T) {
 			"setenvfile": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv(args[0], ts.ReadFile(args[1]))
 			},
-		},
+		}),
 	})
+}
+
+func withCommands(all ...map[string]func(*testscript.TestScript, bool, []string)) map[string]func(*testscript.TestScript, bool, []string) {
+	for _, more := range all[1:] {
+		maps.Copy(all[0], more)
+	}
+	return all[0]
 }
 
 // writeRecords is `records DIR`: what a preparation leaves in a spool.

@@ -59,6 +59,8 @@ const (
 	TimeStampBytes = 24 * KiB
 	// OCSPBytes bounds an OCSP responder's answer.
 	OCSPBytes = 20 * KiB
+	// OCSPKept bounds the answers that a node keeps new before they are needed.
+	OCSPKept = 4096
 	// CRLBytes bounds a certificate revocation list.
 	CRLBytes = 32 * MiB
 	// ReleasesBytes bounds a signed release list.

@@ -24,6 +24,13 @@ const (
 	PKIAddressPerMinute = 30
 	// PKIRenewals bounds how often one certificate is renewed in a day.
 	PKIRenewals = 10
+	// PKIQueryBytes bounds a request for a time stamp, or about a certificate's state.
+	PKIQueryBytes = 8 * KiB
+	// PKIAnswering bounds those that are answered or wait at once, PKIQueryBurst and
+	// PKIQueriesPerMinute those of one address.
+	PKIAnswering        = 64
+	PKIQueryBurst       = 300
+	PKIQueriesPerMinute = 300
 	// PKICallers bounds the addresses and certificates that are remembered for it.
 	PKICallers = 16_384
 )

@@ -98,3 +98,10 @@ func Read(tb testing.TB, raw []byte) *oci.Artifact {
 	}
 	return a
 }
+
+// Unsigned is the agent's manifest without an attestation.
+func Unsigned(tb testing.TB) []byte {
+	tb.Helper()
+	raw, _ := image(tb)
+	return raw
+}

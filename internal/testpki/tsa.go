@@ -180,3 +180,8 @@ func InvalidSince(at time.Time) CRLKnob {
 func KeepsExpired(since time.Time) CRLKnob {
 	return WithExtension([]int{2, 5, 29, 60}, false, der(0x18, []byte(since.UTC().Format("20060102150405Z"))))
 }
+
+// Extension is one that nobody knows, to be asked for.
+func Extension() []pkix.Extension {
+	return []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: []byte{5, 0}}}
+}

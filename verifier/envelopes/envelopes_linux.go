@@ -72,9 +72,25 @@ func (d Dir) Keep(manifest digest.Digest, all []verifier.Envelope) error {
 	return nil
 }
 
-// Add is Keep beside those that were kept before, which go last: one manifest may go by
-// names in several scopes, each with signers of its own.
-func (d Dir) Add(manifest digest.Digest, all []verifier.Envelope) error {
+// KeepGood keeps the signatures of an input by each of which alone it is allowed, and
+// says how many that are. Where there is none it keeps nothing. Those that were kept
+// before go last: one manifest may go by names in several scopes, each with signers of
+// its own.
+func (d Dir) KeepGood(in verifier.Input, vd *verifier.Verdict) (int, error) {
+	var good []verifier.Envelope
+	for _, e := range in.Envelopes {
+		if vd.Allowed && e.Err == nil && slices.Contains(vd.GoodEnvelopes, e.Digest()) {
+			good = append(good, e)
+		}
+	}
+	if len(good) == 0 {
+		return 0, nil
+	}
+	return len(good), d.add(in.Artifact.Digest, good)
+}
+
+// add is Keep beside those that were kept before.
+func (d Dir) add(manifest digest.Digest, all []verifier.Envelope) error {
 	for _, old := range d.Read(manifest) {
 		same := func(e verifier.Envelope) bool { return e.MediaType == old.MediaType && e.Digest() == old.Digest() }
 		if !slices.ContainsFunc(all, same) {

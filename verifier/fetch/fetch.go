@@ -29,14 +29,14 @@ const (
 	lockFile       = ".lock"
 )
 
-// Refresh fetches the revocation lists of the verifier's policy that are due, or
-// all with force, and writes their indexes into cfg.State. Without a policy there
-// are none. A nil client is one with short time-outs. It returns the joined errors of the
+// Refresh fetches the revocation lists and release lists of the verifier's policy that
+// are due, or all with force, and writes indexes and lists into cfg.State. Without a
+// policy there are none. A nil client is one with short time-outs. It returns the joined errors of the
 // sources that failed: [fault.Unavailable] for a server, [fault.RevocationUnknown]
 // for a list that cannot be used, [fault.PolicyInvalid] for the configuration.
 func Refresh(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, client *http.Client, force bool) error {
 	p := v.Policy()
-	if p == nil || len(p.CRLs()) == 0 {
+	if p == nil || len(p.CRLs())+len(p.FetchedReleases()) == 0 {
 		return nil
 	}
 	if client == nil {
@@ -53,7 +53,30 @@ func Refresh(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, c
 		wg.Go(func() { errs[i] = r.source(ctx, src, v.Stores()) })
 	}
 	wg.Wait()
+	// After the revocation lists, to which their signers are held.
+	for _, l := range p.FetchedReleases() {
+		if force || v.ReleasesDue(l.Name, refreshEvery) {
+			errs = append(errs, r.releases(ctx, v, l))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// releases fetches a release list, from the policy's address and nowhere else: a
+// redirection is an answer that is none.
+func (r refresher) releases(ctx context.Context, v *verifier.Verifier, l verifier.FetchedList) error {
+	client := *r.client
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	data, err := get(ctx, &client, l.URL, "release list", limits.ReleasesBytes)
+	if err != nil {
+		return err
+	}
+	unlock, err := lockedfile.MutexAt(filepath.Join(r.state, lockFile)).Lock()
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, r.state, "cannot lock the revocation data")
+	}
+	defer unlock()
+	return v.StoreReleases(l.Name, data)
 }
 
 type refresher struct {
@@ -76,7 +99,7 @@ func (r refresher) source(ctx context.Context, src verifier.CRLSource, stores ma
 			return verifier.CompileFile(src.File, issuer, r.now)
 		})
 	}
-	data, err := r.get(ctx, src.URL)
+	data, err := get(ctx, r.client, src.URL, "revocation list", limits.CRLBytes)
 	if err != nil {
 		return err
 	}
@@ -128,37 +151,47 @@ func (r refresher) store(issuers []*x509.Certificate, compile func(*x509.Certifi
 	return errors.Join(errs...)
 }
 
-func (r refresher) get(ctx context.Context, url string) ([]byte, error) {
+// get fetches a list of at most so many bytes.
+func get(ctx context.Context, client *http.Client, url, what string, most int64) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.PolicyInvalid, url, "is no address")
 	}
-	resp, err := r.client.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fault.Wrap(err, fault.Unavailable, url, "cannot fetch the revocation list")
+		return nil, fault.Wrap(err, fault.Unavailable, url, "cannot fetch the %s", what)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fault.New(fault.Unavailable, url, "cannot fetch the revocation list: the server says %s", resp.Status)
+		return nil, fault.New(fault.Unavailable, url, "cannot fetch the %s: the server says %s", what, resp.Status)
 	}
-	data, err := limits.Read(resp.Body, limits.CRLBytes)
+	data, err := limits.Read(resp.Body, most)
 	if errors.Is(err, limits.ErrExceeded) {
-		return nil, fault.Wrap(err, fault.RevocationUnknown, url, "the revocation list cannot be used")
+		return nil, fault.Wrap(err, fault.RevocationUnknown, url, "the %s cannot be used", what)
 	}
 	if err != nil {
-		return nil, fault.Wrap(err, fault.Unavailable, url, "the revocation list breaks off")
+		return nil, fault.Wrap(err, fault.Unavailable, url, "the %s breaks off", what)
 	}
 	return data, nil
 }
 
 func newClient() *http.Client {
 	return &http.Client{
-		Timeout: requestTimeout,
-		CheckRedirect: func(_ *http.Request, via []*http.Request) error {
-			if len(via) > maxRedirects {
-				return fmt.Errorf("more than %d redirects", maxRedirects)
-			}
-			return nil
-		},
+		Timeout:       requestTimeout,
+		CheckRedirect: sameHost,
 	}
+}
+
+// sameHost follows a server that sends on to another path, or to TLS, of its own. Which
+// host is asked is the policy's word alone.
+func sameHost(req *http.Request, via []*http.Request) error {
+	switch from := via[len(via)-1].URL; {
+	case len(via) > maxRedirects:
+		return fmt.Errorf("more than %d redirects", maxRedirects)
+	case req.URL.Hostname() != from.Hostname():
+		return fmt.Errorf("sends on to another host, %s, which the policy does not name", req.URL.Host)
+	case req.URL.Scheme != from.Scheme && req.URL.Scheme != "https":
+		return fmt.Errorf("sends on to %s", req.URL.Scheme)
+	}
+	return nil
 }

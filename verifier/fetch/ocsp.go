@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ import (
 
 // askBudget bounds how long a judgement waits for responders.
 const askBudget = 5 * time.Second
+
+// askAtOnce is how many questions a refresher asks at once.
+const askAtOnce = 16
 
 // Judge judges with verify, and again when OCSP responders could change the verdict
 // and were asked: a judgement that ended at one certificate could not ask about those
@@ -81,6 +85,21 @@ func Ask(ctx context.Context, cfg nodeconfig.Verify, client *http.Client, questi
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// RefreshOCSP asks for new answers about the certificates that the gates asked about
+// before, ahead of the time when they would ask again. It tells how many answers are
+// kept. Its errors are those of [Ask].
+func RefreshOCSP(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, client *http.Client) (kept int, err error) {
+	due, kept, err := v.OCSPDue(cfg.State)
+	errs := []error{err}
+	for batch := range slices.Chunk(due, askAtOnce) {
+		if ctx.Err() != nil {
+			return kept, errors.Join(append(errs, fault.Wrap(ctx.Err(), fault.Unavailable, "OCSP answers", "not all were asked for"))...)
+		}
+		errs = append(errs, Ask(ctx, cfg, client, batch, v.Now()))
+	}
+	return kept, errors.Join(errs...)
 }
 
 func ask(ctx context.Context, state string, client *http.Client, q verifier.Question, now time.Time) error {

@@ -389,7 +389,27 @@ func hostile(t testing.TB, p *testpki.PKI, a *oci.Artifact) map[string]struct {
 		return verifier.Envelope{MediaType: whole.MediaType, Data: []byte(out)}
 	}
 	other := testpki.New(t, testpki.LeafSerial(9))
+	cose := func(edit func(*signature.SignRequest)) verifier.Envelope {
+		o := order(t, p, target)
+		edit(o)
+		return signed(t, notation.MediaTypeCOSE, o)
+	}
+	broken := cose(func(*signature.SignRequest) {})
+	broken.Data = bytes.Clone(broken.Data)
+	broken.Data[bytes.Index(broken.Data, []byte("targetArtifact"))] ^= 1
 	return map[string]row{
+		"COSE over another digest": {cose(func(o *signature.SignRequest) {
+			o.Payload.Content = bytes.ReplaceAll(o.Payload.Content, []byte(a.Digest), []byte(digest.FromString("x")))
+		}), fault.SignatureInvalid},
+		"COSE of another payload type": {cose(func(o *signature.SignRequest) { o.Payload.ContentType = "application/json" }), fault.SignatureInvalid},
+		"COSE by a signing authority":  {cose(func(o *signature.SignRequest) { o.SigningScheme = signature.SigningSchemeX509SigningAuthority }), fault.Unsupported},
+		"COSE with an unknown critical attribute": {cose(func(o *signature.SignRequest) {
+			o.ExtendedSignedAttributes = []signature.Attribute{{Key: "io.cncf.notary.verificationPlugin", Critical: true, Value: "mine"}}
+		}), fault.Unsupported},
+		"COSE that ended":       {cose(func(o *signature.SignRequest) { o.Expiry = testpki.Now.Add(-time.Minute) }), fault.OutsideValidity},
+		"COSE that was changed": {broken, fault.SignatureInvalid},
+		"COSE cut off":          {verifier.Envelope{MediaType: notation.MediaTypeCOSE, Data: broken.Data[:len(broken.Data)/2]}, fault.AttestationFormat},
+
 		"over another digest":           {over(func(d *ocispec.Descriptor) { d.Digest = digest.FromString("x") }), fault.SignatureInvalid},
 		"over another size":             {over(func(d *ocispec.Descriptor) { d.Size++ }), fault.SignatureInvalid},
 		"over another media type":       {over(func(d *ocispec.Descriptor) { d.MediaType = ocispec.MediaTypeImageIndex }), fault.SignatureInvalid},
@@ -674,5 +694,15 @@ func TestAnExplanationShowsEveryEnvelope(t *testing.T) {
 				t.Errorf("%s: %+v", name, s)
 			}
 		}
+	}
+}
+
+func TestAForecastKnowsWhenAnEnvelopeEnds(t *testing.T) {
+	p, a := testpki.New(t), agent(t)
+	ends := testpki.Now.Add(time.Hour)
+	e := good(t, p, a, func(o *signature.SignRequest) { o.Expiry = ends })
+	changes := judges{pki: p}.verifier(t).Forecast(t.Context(), verifier.Input{Reference: agentRef, Artifact: a, Envelopes: []verifier.Envelope{e}}, testpki.Now.Add(2*time.Hour))
+	if len(changes) != 2 || !changes[0].Allowed || changes[1].Reason != fault.OutsideValidity || changes[1].At.Sub(ends) > time.Second || changes[1].At.Before(ends) {
+		t.Errorf("%+v", changes)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/big"
 	"net/mail"
 	"net/url"
@@ -75,6 +76,11 @@ type InitOptions struct {
 	// RootKey and AgentKey are used instead of new keys, which are then not
 	// written: they live elsewhere.
 	RootKey, AgentKey crypto.Signer
+	// RootKeyName and AgentKeyName are the names by which RootKey and AgentKey are had
+	// again, by [OpenOptions.Token].
+	RootKeyName, AgentKeyName string
+	// Services, if not nil, adds a time stamp authority, as [CA.AddServices] does.
+	Services *ServiceOptions
 }
 
 // OpenOptions say how a CA's keys are reached. The zero value reads key files
@@ -85,6 +91,27 @@ type OpenOptions struct {
 	AgentPassphrase Passphrase
 	// RootKey and AgentKey are used instead of the key files.
 	RootKey, AgentKey crypto.Signer
+	// TimeRootKey and TimeKey likewise, for the time stamp authority.
+	TimeRootKey, TimeKey crypto.Signer
+	// Token opens a key that is remembered by its name. It is called once for each,
+	// when it is first needed.
+	Token func(name string) (crypto.Signer, error)
+}
+
+// withKeys adds names of keys; empty ones say nothing.
+func (i info) withKeys(names map[string]string) info {
+	keys := maps.Clone(i.Keys)
+	for file, name := range names {
+		if name == "" {
+			continue
+		}
+		if keys == nil {
+			keys = map[string]string{}
+		}
+		keys[file] = name
+	}
+	i.Keys = keys
+	return i
 }
 
 // CA is a certificate authority on disk. Its methods may be called by several
@@ -93,6 +120,7 @@ type CA struct {
 	dir         string
 	info        info
 	root, agent *x509.Certificate
+	services    *services // nil without a time stamp authority
 
 	mu   sync.Mutex // of keys
 	keys OpenOptions
@@ -107,6 +135,12 @@ type info struct {
 	Country      string `json:"country"`
 	CRLURL       string `json:"crl_url,omitempty"`
 	AgentCRLLife string `json:"agent_crl_life"`
+	// OCSPURL is the responder that certificates name.
+	OCSPURL string `json:"ocsp_url,omitempty"`
+	// TimePolicy is the time stamp authority's.
+	TimePolicy string `json:"time_policy,omitempty"`
+	// Keys are the names of keys that are elsewhere, by the file that would hold them.
+	Keys map[string]string `json:"keys,omitempty"`
 }
 
 // parse reads ca.json, of this version or the one before.
@@ -135,6 +169,14 @@ func (i info) crlURL(file string) []string {
 	return []string{strings.TrimSuffix(i.CRLURL, "/") + "/" + filepath.Base(file)}
 }
 
+// ocspURL is where certificates say that an OCSP responder is, nil for nowhere.
+func (i info) ocspURL() []string {
+	if i.OCSPURL == "" {
+		return nil
+	}
+	return []string{i.OCSPURL}
+}
+
 // Init makes a CA in dir, with the first list of each authority. The directory
 // must not exist or be empty; else the reason is [fault.Exists].
 func Init(dir string, o InitOptions) (*CA, error) {
@@ -147,6 +189,10 @@ func Init(dir string, o InitOptions) (*CA, error) {
 	}
 	if o.AgentCRLLife == 0 {
 		i.AgentCRLLife = agentCRLLife.String()
+	}
+	i = i.withKeys(map[string]string{RootKey: o.RootKeyName, AgentKey: o.AgentKeyName})
+	if o.Services != nil {
+		i.OCSPURL, i.TimePolicy = o.Services.OCSPURL, o.Services.TimePolicy
 	}
 	if err := checkInit(i, o); err != nil {
 		return nil, err
@@ -202,6 +248,14 @@ func (i info) check() error {
 			return fault.New(fault.Usage, "CRL address", "%q is not an http or https URL of a directory", i.CRLURL)
 		}
 	}
+	if i.OCSPURL != "" {
+		if err := checkHTTP("OCSP address", i.OCSPURL); err != nil {
+			return err
+		}
+	}
+	if _, err := parseOID(i.timePolicy()); err != nil {
+		return err
+	}
 	_, err := i.agentCRLLife()
 	return err
 }
@@ -246,7 +300,10 @@ func build(dir string, i info, o InitOptions) (*CA, error) {
 	if err := ca.RenewCRL(o.Now); err != nil {
 		return nil, err
 	}
-	return ca, nil
+	if o.Services == nil {
+		return ca, nil
+	}
+	return ca, ca.AddServices(*o.Services)
 }
 
 func (ca *CA) makeAuthorities(now time.Time) error {
@@ -339,12 +396,16 @@ func Open(dir string, o OpenOptions) (*CA, error) {
 	if err := ca.agent.CheckSignatureFrom(ca.root); err != nil {
 		return nil, fault.Wrap(err, fault.ChainUntrusted, ca.path(AgentCert), "was not issued by %s", RootCert)
 	}
-	return ca, nil
+	return ca, ca.openServices()
 }
 
-// Unlock reads the agent CA's key, so that nothing asks for its passphrase later.
+// Unlock reads the agent CA's key, and the time stamp authority's if there is one,
+// so that nothing asks for a passphrase later.
 func (ca *CA) Unlock() error {
-	_, err := ca.agentKey()
+	if _, err := ca.agentKey(); err != nil || ca.services == nil {
+		return err
+	}
+	_, err := ca.timeKey()
 	return err
 }
 
@@ -362,14 +423,17 @@ func (ca *CA) Agent() *x509.Certificate { return ca.agent }
 
 // Warnings are what its owner should know, one line each.
 func (ca *CA) Warnings() []string {
-	data, err := ca.read(RootKey, limits.CertificatePEMBytes)
-	if err != nil {
-		return nil
+	var all []string
+	for _, file := range []string{RootKey, TimeRootKey} {
+		data, err := ca.read(file, limits.CertificatePEMBytes)
+		if err != nil {
+			continue
+		}
+		if block, _ := pem.Decode(data); block != nil && block.Type != pemEncryptedKey {
+			all = append(all, ca.path(file)+" is not encrypted: move it off this machine, or make the CA with a passphrase")
+		}
 	}
-	if block, _ := pem.Decode(data); block != nil && block.Type != pemEncryptedKey {
-		return []string{ca.path(RootKey) + " is not encrypted: move it off this machine, or make the CA with a passphrase"}
-	}
-	return nil
+	return all
 }
 
 // CertRequest asks for a certificate and says where it goes.
@@ -379,6 +443,8 @@ type CertRequest struct {
 	CertFile, KeyFile string
 	// Passphrase encrypts the key file.
 	Passphrase []byte
+	// KeyType is what key is made.
+	KeyType KeyType
 	// Key is used instead of a new one; KeyFile is then not written.
 	Key crypto.Signer
 }
@@ -417,7 +483,10 @@ func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, erro
 	}
 	key := r.Key
 	if key == nil {
-		if key, err = writeNewKey(r.KeyFile, leafBits, r.Passphrase); err != nil {
+		if key, err = r.KeyType.make(); err == nil {
+			err = writeKey(r.KeyFile, key, r.Passphrase)
+		}
+		if err != nil {
 			return nil, err
 		}
 		defer func() {
@@ -515,19 +584,27 @@ func writeNewKey(path string, bits int, passphrase []byte) (crypto.Signer, error
 	if err != nil {
 		return nil, err
 	}
+	return key, writeKey(path, key, passphrase)
+}
+
+func writeKey(path string, key crypto.Signer, passphrase []byte) error {
 	data, err := marshalKey(key, passphrase)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return key, createFile(path, data, 0o600)
+	return createFile(path, data, 0o600)
 }
 
 func (ca *CA) agentKey() (crypto.Signer, error) {
-	pass := ca.keys.AgentPassphrase
-	if pass == nil {
-		pass = ca.keys.Passphrase
+	return ca.key(&ca.keys.AgentKey, AgentKey, ca.agent, ca.onlinePassphrase())
+}
+
+// onlinePassphrase is that of the keys which a server holds.
+func (ca *CA) onlinePassphrase() Passphrase {
+	if ca.keys.AgentPassphrase != nil {
+		return ca.keys.AgentPassphrase
 	}
-	return ca.key(&ca.keys.AgentKey, AgentKey, ca.agent, pass)
+	return ca.keys.Passphrase
 }
 
 func (ca *CA) rootKey() (crypto.Signer, error) {
@@ -538,11 +615,7 @@ func (ca *CA) key(slot *crypto.Signer, name string, c *x509.Certificate, pass Pa
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
 	if *slot == nil {
-		data, err := ca.read(name, limits.CertificatePEMBytes)
-		if err != nil {
-			return nil, err
-		}
-		key, err := ParseKey(ca.path(name), data, pass)
+		key, err := ca.readKey(name, pass)
 		if err != nil {
 			return nil, err
 		}
@@ -553,6 +626,21 @@ func (ca *CA) key(slot *crypto.Signer, name string, c *x509.Certificate, pass Pa
 		return nil, fault.New(fault.ChainUntrusted, ca.path(name), "is not the key of %s", c.Subject)
 	}
 	return *slot, nil
+}
+
+// readKey reads a key from its file, or opens it where it is.
+func (ca *CA) readKey(name string, pass Passphrase) (crypto.Signer, error) {
+	if elsewhere := ca.info.Keys[name]; elsewhere != "" {
+		if ca.keys.Token == nil {
+			return nil, fault.New(fault.Unsupported, elsewhere, "cannot be opened here")
+		}
+		return ca.keys.Token(elsewhere)
+	}
+	data, err := ca.read(name, limits.CertificatePEMBytes)
+	if err != nil {
+		return nil, err
+	}
+	return ParseKey(ca.path(name), data, pass)
 }
 
 // lock keeps other processes out of the CA until unlock is called.

@@ -115,6 +115,7 @@ func (ca *CA) certifyLeaf(email string, end time.Time, pub crypto.PublicKey, key
 		BasicConstraintsValid: true,
 		EmailAddresses:        []string{email},
 		CRLDistributionPoints: ca.info.crlURL(AgentCRL),
+		OCSPServer:            ca.info.ocspURL(),
 	}, ca.agent, pub, key, now)
 	if err != nil {
 		return nil, err
@@ -211,6 +212,8 @@ func (ca *CA) Chain(serial *big.Int) ([]*x509.Certificate, error) {
 		return nil, fault.New(fault.NotFound, "serial number "+serialText(serial), "is none that this CA issued")
 	case serial.Cmp(ca.agent.SerialNumber) == 0:
 		return []*x509.Certificate{ca.agent}, nil
+	case ca.services != nil && serial.Cmp(ca.services.cert.SerialNumber) == 0:
+		return []*x509.Certificate{ca.services.cert}, nil
 	case c.DER == nil:
 		return nil, fault.New(fault.Unsupported, "serial number "+c.Serial, "its certificate was not kept; its fingerprint is %s", c.Fingerprint)
 	}

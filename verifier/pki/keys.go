@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"math/big"
+	"strings"
 
 	"github.com/youmark/pkcs8"
 
@@ -101,6 +102,33 @@ func marshalKey(key crypto.Signer, passphrase []byte) ([]byte, error) {
 		return nil, fault.Wrap(err, fault.Internal, "key", "cannot encrypt")
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: pemEncryptedKey, Bytes: der}), nil
+}
+
+// KeyType is a kind of key that is made for a developer.
+type KeyType string
+
+// The kinds of keys.
+const (
+	RSAKey   KeyType = "rsa"   // of specification §2.4's size; the default
+	ECDSAKey KeyType = "ecdsa" // on P-256
+)
+
+// KeyTypes are all kinds.
+func KeyTypes() []string { return []string{string(RSAKey), string(ECDSAKey)} }
+
+// make makes a key. Reason of its error: [fault.Usage] for another kind.
+func (k KeyType) make() (crypto.Signer, error) {
+	switch k {
+	case "", RSAKey:
+		return newKey(leafBits)
+	case ECDSAKey:
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, fault.Wrap(err, fault.Internal, "key", "cannot generate")
+		}
+		return key, nil
+	}
+	return nil, fault.New(fault.Usage, "key type", "%q is none of %s", string(k), strings.Join(KeyTypes(), ", "))
 }
 
 func newKey(bits int) (crypto.Signer, error) {

@@ -46,17 +46,41 @@ func (r Reason) String() string { return reasonNames[r] }
 // ParseReason reads RFC 5280's word for a reason, in any case. Reason of its
 // error: [fault.Usage].
 func ParseReason(s string) (Reason, error) {
-	var all []string
-	for r := Unspecified; r <= PrivilegeWithdrawn; r++ {
-		name, ok := reasonNames[r]
-		if ok && strings.EqualFold(name, s) {
+	for r, name := range reasonNames {
+		if strings.EqualFold(name, s) {
 			return r, nil
 		}
-		if ok {
+	}
+	return 0, fault.New(fault.Usage, "reason", "%q is none of %s", s, strings.Join(Reasons(), ", "))
+}
+
+// Reasons are all reasons in RFC 5280's words and order.
+func Reasons() []string {
+	var all []string
+	for r := Unspecified; r <= PrivilegeWithdrawn; r++ {
+		if name, ok := reasonNames[r]; ok {
 			all = append(all, name)
 		}
 	}
-	return 0, fault.New(fault.Usage, "reason", "%q is none of %s", s, strings.Join(all, ", "))
+	return all
+}
+
+// States of a certificate.
+const (
+	StateValid   = "valid"
+	StateRevoked = "revoked"
+	StateExpired = "expired"
+)
+
+// State is what a certificate is at a time: revoked rather than expired.
+func (r *Record) State(now time.Time) string {
+	switch {
+	case !r.Revoked.IsZero():
+		return StateRevoked
+	case now.After(r.NotAfter):
+		return StateExpired
+	}
+	return StateValid
 }
 
 // Record is one certificate of the CA.
@@ -155,10 +179,7 @@ func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) 
 	if reason.String() == "" {
 		return fault.New(fault.Usage, "reason", "%d is not one that this CA knows", int(reason))
 	}
-	a := ca.agentAuthority()
-	if serial.Cmp(ca.agent.SerialNumber) == 0 {
-		a = ca.rootAuthority()
-	}
+	a := ca.authorityOf(serial)
 	if _, err := a.key(); err != nil {
 		return err
 	}
@@ -169,7 +190,7 @@ func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) 
 		case err != nil:
 			return err
 		case c == nil:
-			return fault.New(fault.NotFound, "serial number "+text, "is none that this CA issued")
+			return fault.New(fault.NotFound, "serial number "+text, "is none that this CA issued").WithHint("mentatctl pki list shows those that it did")
 		case !c.Revoked.IsZero():
 			return fault.New(fault.Exists, c.Subject, "was revoked at %s already", c.Revoked.Format(time.RFC3339))
 		case !since.IsZero() && (since.After(now) || since.Before(c.NotBefore)):
@@ -198,6 +219,31 @@ type authority struct {
 	life time.Duration
 }
 
+// authorityOf is who issued the certificate with the serial number, if it is one of
+// this CA.
+func (ca *CA) authorityOf(serial *big.Int) authority {
+	switch {
+	case serial.Cmp(ca.agent.SerialNumber) == 0:
+		return ca.rootAuthority()
+	case ca.services != nil && serial.Cmp(ca.services.cert.SerialNumber) == 0:
+		return ca.timeAuthority()
+	}
+	return ca.agentAuthority()
+}
+
+// ListOf is the file of the list that the certificate with the serial number is on
+// once it is revoked.
+func (ca *CA) ListOf(serial *big.Int) string { return ca.path(ca.authorityOf(serial).file) }
+
+// ListFiles are the files of all lists, relative to the CA's directory.
+func (ca *CA) ListFiles() []string {
+	files := []string{RootCRL, AgentCRL}
+	if ca.services != nil {
+		files = append(files, TimeCRL)
+	}
+	return files
+}
+
 func (ca *CA) rootAuthority() authority {
 	return authority{ca.root, ca.rootKey, RootCRL, rootCRLLife}
 }
@@ -214,8 +260,14 @@ func (ca *CA) agentAuthority() authority {
 // before the old one ends.
 func (ca *CA) RenewCRL(now time.Time) error { return ca.renew(ca.agentAuthority(), now) }
 
-// RenewRootCRL is RenewCRL for the root's list. It needs the root key.
-func (ca *CA) RenewRootCRL(now time.Time) error { return ca.renew(ca.rootAuthority(), now) }
+// RenewRootCRL is RenewCRL for the root's list, and for that of the time stamp
+// authority's root if there is one. It needs their keys.
+func (ca *CA) RenewRootCRL(now time.Time) error {
+	if err := ca.renew(ca.rootAuthority(), now); err != nil || ca.services == nil {
+		return err
+	}
+	return ca.renew(ca.timeAuthority(), now)
+}
 
 func (ca *CA) renew(a authority, now time.Time) error {
 	if _, err := a.key(); err != nil {
@@ -362,6 +414,11 @@ func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
 	if err := ca.publish(ca.rootAuthority()); err != nil {
 		return time.Time{}, err
 	}
+	if ca.services != nil {
+		if err := ca.publish(ca.timeAuthority()); err != nil {
+			return time.Time{}, err
+		}
+	}
 	a := ca.agentAuthority()
 	due := false
 	err = ca.view(func(d database) error {
@@ -389,14 +446,23 @@ func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
 	return now.Add(a.life), ca.RenewCRL(now)
 }
 
-// RootListEnd is until when the root's published list counts; zero if there is
-// none. Only the root's key makes another.
-func (ca *CA) RootListEnd() (time.Time, error) {
-	l, err := ca.published(ca.rootAuthority())
-	if err != nil || l == nil {
-		return time.Time{}, err
+// RootListEnd is until when the published lists of the roots count, whichever ends
+// first; zero if there is none. Only the roots' keys make others.
+func (ca *CA) RootListEnd() (end time.Time, err error) {
+	roots := []authority{ca.rootAuthority()}
+	if ca.services != nil {
+		roots = append(roots, ca.timeAuthority())
 	}
-	return l.NextUpdate, nil
+	for i, a := range roots {
+		l, err := ca.published(a)
+		if err != nil || l == nil {
+			return time.Time{}, err
+		}
+		if i == 0 || l.NextUpdate.Before(end) {
+			end = l.NextUpdate
+		}
+	}
+	return end, nil
 }
 
 // oidInvalidityDate is RFC 5280's extension of a list's entry, §5.3.2.

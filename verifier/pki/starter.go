@@ -49,15 +49,24 @@ func (o PolicyOptions) store() string {
 	return o.Store
 }
 
+// timeStore is the trust store of time stamp authorities beside one of signers:
+// policies refuse one that is both.
+func timeStore(store string) string { return store + "-time" }
+
 // WriteTrustStore puts the root into configDir/trust/STORE and the agent CA's
 // certificate, which revocation lists are checked with, into
-// configDir/issuers. Files that hold the same already are left alone; others
-// are not overwritten ([fault.Exists]).
+// configDir/issuers; the root of the time stamp authority, if there is one, into
+// configDir/trust/STORE-time. Files that hold the same already are left alone;
+// others are not overwritten ([fault.Exists]).
 func (ca *CA) WriteTrustStore(configDir, store string) error {
-	for path, data := range map[string][]byte{
+	files := map[string][]byte{
 		filepath.Join(configDir, trustDir, store, "root.pem"): encodeCert(ca.root),
 		filepath.Join(configDir, issuerFile(store)):           encodeCert(ca.agent),
-	} {
+	}
+	if ca.services != nil {
+		files[filepath.Join(configDir, trustDir, timeStore(store), "root.pem")] = encodeCert(ca.services.root)
+	}
+	for path, data := range files {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return fault.Wrap(err, fault.AccessDenied, path, "cannot make its directory")
 		}
@@ -148,7 +157,7 @@ scopes:
   - name: %[1]s
     match: %[2]s
     stores: [%[1]s]
-    identities: %[3]s
+%[13]s    identities: %[3]s
     unsigned_containers: %[4]s
     unsigned_agents: deny
     binding: repository
@@ -166,13 +175,35 @@ revocation:
     - issuer: %[10]s
       certificate: %[11]s
       %[12]s
-on_unfetchable: defer
+%[14]son_unfetchable: defer
 `,
 		quote(o.store()), quoteList("", o.Match), quoteList("email:", o.Emails), containers, outside,
 		quoteList("email:", o.Publishers), grace,
 		quote(ca.root.Subject.String()), ca.source(RootCRL),
-		quote(ca.agent.Subject.String()), quote(issuerFile(o.store())), ca.source(AgentCRL))
+		quote(ca.agent.Subject.String()), quote(issuerFile(o.store())), ca.source(AgentCRL),
+		ca.starterStores(o), ca.starterServices())
 	return []byte(b.String())
+}
+
+// starterStores is what a scope says of time stamps.
+func (ca *CA) starterStores(o PolicyOptions) string {
+	if ca.services == nil {
+		return ""
+	}
+	return "    timestamp_stores: [" + quote(timeStore(o.store())) + "]\n"
+}
+
+// starterServices is the list of the time stamp authority's root, and the
+// responder that certificates name.
+func (ca *CA) starterServices() string {
+	text := ""
+	if ca.services != nil {
+		text = fmt.Sprintf("    - issuer: %s\n      %s\n", quote(ca.services.root.Subject.String()), ca.source(TimeCRL))
+	}
+	if ca.info.OCSPURL != "" {
+		text += fmt.Sprintf("  ocsp:\n    - issuer: %s\n      url: %s\n", quote(ca.agent.Subject.String()), quote(ca.info.OCSPURL))
+	}
+	return text
 }
 
 // source says where a policy finds a list.

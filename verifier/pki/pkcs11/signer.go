@@ -28,6 +28,8 @@ type Options struct {
 	// Bits, if not 0, makes an RSA key of that size under the name, which may not be
 	// taken.
 	Bits int
+	// Curve, if not empty, makes one on that elliptic curve instead: P-256.
+	Curve string
 	// Stderr gets what the program and the library say besides.
 	Stderr io.Writer
 }
@@ -93,7 +95,7 @@ func Open(ctx context.Context, name string, o Options) (*Signer, error) {
 		return nil, fault.Wrap(err, fault.Unavailable, o.Program, "cannot be started")
 	}
 	s.out = bufio.NewReaderSize(out, MaxLine)
-	got, err := s.ask(&Request{Open: &n, PIN: string(pin), Generate: o.Bits})
+	got, err := s.ask(&Request{Open: &n, PIN: string(pin), Generate: o.Bits, Curve: o.Curve})
 	if err == nil {
 		s.public, err = x509.ParsePKIXPublicKey(got.Public)
 		if err != nil {

@@ -25,8 +25,10 @@ type Request struct {
 	// Open is the first, and names the key.
 	Open *Name  `json:"open,omitempty"`
 	PIN  string `json:"pin,omitempty"`
-	// Generate makes the key, of so many bits; one by that name may not be there.
+	// Generate makes the key, by RSA with so many bits; one by that name may not be there.
 	Generate int `json:"generate,omitempty"`
+	// Curve makes one on this elliptic curve instead: P-256.
+	Curve string `json:"curve,omitempty"`
 	// Digest is what is signed; Hash is its algorithm's name as crypto.Hash prints
 	// it. PSS says that a signature by RSA is so padded, with a salt of the hash's
 	// length.

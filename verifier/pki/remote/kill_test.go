@@ -25,6 +25,9 @@ import (
 // be killed.
 const childEnv = "TEST_PKI_SERVER"
 
+// childListsEnv makes it serve over plain HTTP, too, and say where.
+const childListsEnv = "TEST_PKI_LISTS"
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		fmt.Fprintln(os.Stderr, serveChild(dir))
@@ -38,10 +41,14 @@ func serveChild(dir string) error {
 	if err != nil {
 		return err
 	}
-	return Serve(context.Background(), ServerOptions{
+	o := ServerOptions{
 		CA: ca, Listen: "127.0.0.1:0", Names: []string{"127.0.0.1"}, Clock: time.Now, Log: slog.New(slog.DiscardHandler),
 		Ready: func(address, _ string) { fmt.Println(address) },
-	})
+	}
+	if os.Getenv(childListsEnv) != "" {
+		o.ListsListen, o.Ready = "127.0.0.1:0", func(_, lists string) { fmt.Println(lists) }
+	}
+	return Serve(context.Background(), o)
 }
 
 // developer is one client, over all the servers that are killed under it.

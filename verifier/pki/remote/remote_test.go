@@ -87,7 +87,14 @@ func (r *running) now() time.Time { return time.Now().Add(time.Duration(r.shift.
 
 func start(tb testing.TB) *running {
 	tb.Helper()
+	return startWith(tb, func(*pki.CA) {})
+}
+
+// startWith is start with a CA that was prepared.
+func startWith(tb testing.TB, prepare func(*pki.CA)) *running {
+	tb.Helper()
 	r := &running{tb: tb, ca: newCA(tb, "http://pki.example/crl"), log: &safeBuffer{}}
+	prepare(r.ca)
 	ctx, cancel := context.WithCancel(tb.Context())
 	ended, ready := make(chan error, 1), make(chan struct{})
 	go func() {

@@ -40,8 +40,9 @@ type ServerOptions struct {
 	CA *pki.CA
 	// Listen is the address of the server, HOST:PORT.
 	Listen string
-	// ListsListen is an address where the revocation lists alone are served over
-	// plain HTTP, as is usual for them; empty for none.
+	// ListsListen is an address where the revocation lists are served over plain
+	// HTTP, as is usual for them, with time stamps and OCSP answers if the CA has
+	// these services: what is signed needs no TLS. Empty for none.
 	ListsListen string
 	// Names are the host names and addresses of the certificate that the server
 	// makes for itself.
@@ -62,9 +63,12 @@ type server struct {
 	slots     chan struct{}
 	healthy   atomic.Bool
 	warned    time.Time // of the root's list
+	queries   *callers
+	answering chan struct{}
 
-	mu  sync.Mutex // of own
-	own *tls.Certificate
+	mu        sync.Mutex       // of own and responder
+	own       *tls.Certificate // guarded by mu
+	responder *pki.Responder   // guarded by mu
 }
 
 // Serve runs a server until ctx ends, which lets requests finish. Reasons:
@@ -79,7 +83,7 @@ func Serve(ctx context.Context, o ServerOptions) error {
 	if err != nil {
 		return err
 	}
-	servers := []*http.Server{s.httpServer(s.routes())}
+	servers := []*http.Server{s.httpServer(s.signed(s.routes()))}
 	serve := []func() error{func() error {
 		return servers[0].ServeTLS(newBounded(l, limits.PKIConnections, limits.PKIAddressConnections), "", "")
 	}}
@@ -90,7 +94,7 @@ func Serve(ctx context.Context, o ServerOptions) error {
 			return errors.Join(err, l.Close())
 		}
 		lists = plain.Addr().String()
-		servers = append(servers, s.httpServer(http.HandlerFunc(s.list)))
+		servers = append(servers, s.httpServer(s.signed(http.HandlerFunc(s.list))))
 		serve = append(serve, func() error {
 			return servers[1].Serve(newBounded(plain, limits.PKIConnections, limits.PKIAddressConnections))
 		})
@@ -119,11 +123,19 @@ func newServer(o ServerOptions) (*server, error) {
 		addresses: newCallers(limits.PKIAddressBurst, time.Minute, limits.PKIAddressPerMinute),
 		renewals:  newCallers(limits.PKIRenewals, 24*time.Hour, limits.PKIRenewals),
 		slots:     make(chan struct{}, limits.PKIIssuing),
+		queries:   newCallers(limits.PKIQueryBurst, time.Minute, limits.PKIQueriesPerMinute),
+		answering: make(chan struct{}, limits.PKIAnswering),
 	}
 	if err := s.refresh(); err != nil {
 		return nil, err
 	}
-	_, err := s.certificate(nil)
+	if _, err := s.certificate(nil); err != nil {
+		return nil, err
+	}
+	if !o.CA.Services() {
+		return s, nil
+	}
+	_, err := s.ocspResponder()
 	return s, err
 }
 
@@ -253,7 +265,7 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) {
 // it is reported to whoever made it.
 func (s *server) list(w http.ResponseWriter, r *http.Request) {
 	name := ""
-	for _, file := range []string{pki.AgentCRL, pki.RootCRL} {
+	for _, file := range s.o.CA.ListFiles() {
 		if r.URL.Path == listsPath+path.Base(file) {
 			name = file
 		}

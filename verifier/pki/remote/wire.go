@@ -20,6 +20,8 @@ const (
 	renewPath  = "/v1/renew"
 	listsPath  = "/crl/"
 	healthPath = "/healthz"
+	stampPath  = "/tsa"
+	ocspPath   = "/ocsp"
 
 	jsonType   = "application/json"
 	requestPEM = "CERTIFICATE REQUEST"

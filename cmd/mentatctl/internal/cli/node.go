@@ -17,11 +17,12 @@ func (a *app) nodeCmd() *cobra.Command {
 		Short: "Run what a node runs beside its agents",
 		Long: `Run the node service: it collects audit records, chains and keeps them, refreshes
 revocation lists, and serves metrics. Agents start and run without it.`,
-		Example: `  mentatctl node serve`,
-		Args:    subcommandWanted,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Example: `  mentatctl node serve
+  mentatctl node accept --as registry.example.com/vendor/tool:1.0 layout`,
+		Args: subcommandWanted,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.nodeServeCmd())
+	cmd.AddCommand(a.nodeServeCmd(), a.nodeAcceptCmd())
 	return cmd
 }
 

@@ -9,6 +9,8 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,7 +39,7 @@ The directory is --ca, else $` + caEnv + `, else ca in ~/.mentat/config.toml, el
 		Args: subcommandWanted,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.pkiInitCmd(), a.pkiRequestCmd(), a.pkiRevokeCmd(), a.pkiCRLCmd(), a.pkiListCmd(), a.pkiPolicyCmd(),
+	cmd.AddCommand(a.pkiInitCmd(), a.pkiServicesCmd(), a.pkiRequestCmd(), a.pkiRevokeCmd(), a.pkiCRLCmd(), a.pkiListCmd(), a.pkiPolicyCmd(),
 		a.pkiServeCmd(), a.pkiTokenCmd(), a.pkiRenewCmd(), a.pkiExportCmd(), a.pkiLogCmd())
 	return cmd
 }
@@ -70,14 +72,22 @@ func (a *app) openCA(ctx context.Context, f *caFlags) (*pki.CA, error) {
 			WithHint("mentatctl pki init makes one, --ca names another, --ca-url one that is served")
 	}
 	return pki.Open(dir, pki.OpenOptions{
-		Passphrase: func() ([]byte, error) { return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.RootKey)) },
-		AgentPassphrase: func() ([]byte, error) {
-			if f.agentPass != "" {
-				return secretFile(f.agentPass, "passphrase")
-			}
-			return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.AgentKey))
+		Passphrase:      func() ([]byte, error) { return a.passphrase(ctx, &f.pass, filepath.Join(dir, pki.RootKey)) },
+		AgentPassphrase: func() ([]byte, error) { return a.onlineSecret(ctx, f, filepath.Join(dir, pki.AgentKey)) },
+		Token: func(name string) (crypto.Signer, error) {
+			// A server's requests are finished after ctx ended: the key must outlive it.
+			return a.openTokenKey(context.WithoutCancel(ctx), name, newTokenKey{}, func() ([]byte, error) { return a.onlineSecret(ctx, f, name) })
 		},
 	})
+}
+
+// onlineSecret is the passphrase of a key that a server holds, or the PIN of its
+// token.
+func (a *app) onlineSecret(ctx context.Context, f *caFlags, what string) ([]byte, error) {
+	if f.agentPass != "" {
+		return secretFile(f.agentPass, "passphrase")
+	}
+	return a.passphrase(ctx, &f.pass, what)
 }
 
 type pkiInitResult struct {
@@ -85,7 +95,10 @@ type pkiInitResult struct {
 	Directory string   `json:"directory"`
 	Root      certInfo `json:"root"`
 	Agent     certInfo `json:"agent_ca"`
-	Warnings  []string `json:"warnings,omitempty"`
+	// Time and TimeRoot are the time stamp authority's.
+	Time     *certInfo `json:"time,omitempty"`
+	TimeRoot *certInfo `json:"time_root,omitempty"`
+	Warnings []string  `json:"warnings,omitempty"`
 }
 
 type certInfo struct {
@@ -102,12 +115,18 @@ func (r *pkiInitResult) Text(w *display.Writer) {
 	w.Line("made a certificate authority in %s", r.Directory)
 	w.Field("root", "%s, until %s", r.Root.Subject, display.Date(r.Root.NotAfter))
 	w.Field("agent CA", "%s, until %s", r.Agent.Subject, display.Date(r.Agent.NotAfter))
+	if r.Time != nil {
+		w.Field("time root", "%s, until %s", r.TimeRoot.Subject, display.Date(r.TimeRoot.NotAfter))
+		w.Field("time", "%s, until %s", r.Time.Subject, display.Date(r.Time.NotAfter))
+	}
 	w.List("warning", r.Warnings)
 	w.Line("next: mentatctl pki request-cert --email YOU@EXAMPLE.COM")
 }
 
 func (a *app) pkiInitCmd() *cobra.Command {
 	var f caFlags
+	var services servicesFlags
+	var made madeKeys
 	var o pki.InitOptions
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -118,9 +137,17 @@ first revocation list of each. Nothing that is there is overwritten.
 The root's key is encrypted when there is a passphrase. Move it off the machine
 once the agent CA exists: it is needed again only to renew the root's list. The
 agent CA's key, which issues certificates, is encrypted by another passphrase, if
---agent-passphrase-file names one.`,
+--agent-passphrase-file names one.
+
+With --root-key and --agent-key a key is made in a PKCS #11 token and never leaves
+it: its name is kept instead, and its PIN asked for as a passphrase is.
+
+With --services there is a time stamp authority, too, as mentatctl pki services
+makes it.`,
 		Example: `  mentatctl pki init
-  mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl`,
+  mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl
+  mentatctl pki init --root-key 'pkcs11:token=offline;object=root' --agent-key 'pkcs11:token=online;object=agent-ca' --agent-passphrase-file pin.txt
+  mentatctl pki init --services --ocsp-url http://pki.example.com/ocsp --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := caDir(f.dir)
@@ -131,8 +158,10 @@ agent CA's key, which issues certificates, is encrypted by another passphrase, i
 			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 				return fault.New(fault.Exists, dir, "is not empty").WithHint("a certificate authority is never overwritten: choose another directory with --ca")
 			}
-			if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
-				return err
+			if o.RootKeyName == "" || services.on && services.rootKey == "" {
+				if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
+					return err
+				}
 			}
 			if f.agentPass != "" {
 				if o.AgentPassphrase, err = secretFile(f.agentPass, "passphrase"); err != nil {
@@ -140,16 +169,27 @@ agent CA's key, which issues certificates, is encrypted by another passphrase, i
 				}
 			}
 			o.Now = a.now()
-			progress := a.newProgress()
-			done := progress.Step("making keys")
-			ca, err := pki.Init(dir, o)
+			if o.Services, err = services.options(cmd, o.Passphrase, o.AgentPassphrase, o.Now); err != nil {
+				return err
+			}
+			done := a.newProgress().Step("making keys")
+			ca, err := a.initCA(cmd.Context(), dir, &f, &made, o)
 			done()
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings()})
+			r := &pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings()}
+			if ca.Services() {
+				root, tsa := infoOf(ca.TimeRoot()), infoOf(ca.Time())
+				r.TimeRoot, r.Time = &root, &tsa
+			}
+			return a.printer().Result(r)
 		},
 	}
+	cmd.Flags().StringVar(&o.RootKeyName, "root-key", "", "make the root's key in a PKCS #11 token, by this `NAME`: pkcs11:token=LABEL;object=LABEL")
+	cmd.Flags().StringVar(&o.AgentKeyName, "agent-key", "", "make the agent CA's key in a PKCS #11 token, by this `NAME`")
+	cmd.Flags().BoolVar(&services.on, "services", false, "make a time stamp authority, too, and answer OCSP requests when served")
+	services.add(cmd)
 	f.addKey(cmd)
 	cmd.Flags().StringVar(&o.Org, "org", "", "the organization's `NAME` in every certificate (default MentatLab)")
 	cmd.Flags().StringVar(&o.Country, "country", "", "the country's two-letter `CODE` in every certificate (default US)")
@@ -184,8 +224,8 @@ func (a *app) pkiRequestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request-cert",
 		Short: "Make a signing key and have it certified",
-		Long: `Make an RSA key, have the certificate authority issue a code signing certificate
-for it, and write both. Neither file may exist. The certificate's file holds the
+		Long: `Make a key (RSA 2048, or ECDSA on P-256), have the certificate authority issue a code
+signing certificate for it, and write both. Neither file may exist. The certificate's file holds the
 chain as sign wants it.
 
 The key is encrypted when there is a passphrase, and never leaves this machine. With
@@ -242,6 +282,7 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 	cmd.Flags().StringVar(&r.Email, "email", "", "the developer's `EMAIL`, which policies name")
 	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the certificate and its chain (default ~/.mentat/signing.crt)")
 	cmd.Flags().StringVar(&r.KeyFile, "key", "", "the `FILE` for the key, or pkcs11:token=LABEL;object=LABEL (default ~/.mentat/signing.key)")
+	addKeyType(cmd, &r)
 	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
 	// --output is the specification's name for the certificate's file.
 	cmd.Flags().Var(&a.format, "format", "print the result as text or json")
@@ -285,8 +326,10 @@ A key that was revoked as compromised is never certified again. Certificates tha
 were renewed from this one are named: who had the key may have renewed it.`,
 		Example: `  mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise
   mentatctl pki revoke ~/.mentat/signing.crt --reason keyCompromise --invalid-since 2026-01-15
-  mentatctl pki revoke 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3`,
-		Args: wantArgs(1, 1, "one serial number or certificate file"),
+  mentatctl pki revoke 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3 --output json
+  mentatctl pki list --email developer@mentatlab.com     # its serial numbers`,
+		Args:              wantArgs(1, 1, "one serial number or certificate file"),
+		ValidArgsFunction: a.serialCompletion(&f),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ca, err := a.openCA(cmd.Context(), &f)
 			if err != nil {
@@ -311,15 +354,12 @@ were renewed from this one are named: who had the key may have renewed it.`,
 			if err != nil {
 				return err
 			}
-			list := pki.AgentCRL
-			if serial.Cmp(ca.Agent().SerialNumber) == 0 {
-				list = pki.RootCRL
-			}
-			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: filepath.Join(ca.Dir(), filepath.FromSlash(list)), InvalidSince: since, Renewed: renewed})
+			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: ca.ListOf(serial), InvalidSince: since, Renewed: renewed})
 		},
 	}
 	f.addKey(cmd)
 	cmd.Flags().StringVar(&reasonName, "reason", "unspecified", "why, in RFC 5280's `WORD`: keyCompromise, superseded, affiliationChanged, cessationOfOperation, privilegeWithdrawn …")
+	fixedCompletion(cmd, "reason", pki.Reasons()...)
 	cmd.Flags().StringVar(&sinceText, "invalid-since", "", "the `DATE` since when the key is not the holder's alone, like 2026-01-15 or 2026-01-15T10:30:00Z")
 	a.outputs(cmd)
 	return cmd
@@ -330,7 +370,7 @@ func serialOf(arg string) (*big.Int, error) {
 	if _, err := os.Stat(arg); err != nil {
 		serial, perr := pki.ParseSerial(arg)
 		if perr != nil {
-			return nil, fault.New(fault.Usage, arg, "neither a certificate file nor a serial number in hexadecimal")
+			return nil, fault.New(fault.Usage, arg, "neither a certificate file nor a serial number in hexadecimal").WithHint("mentatctl pki list shows serial numbers")
 		}
 		return serial, nil
 	}
@@ -371,8 +411,8 @@ func (a *app) pkiCRLCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "crl",
 		Short: "Write a new revocation list",
-		Long: `Write a new list of the agent CA, with --root also one of the root, which needs
-its key. Do so before the old one ends: nodes refuse agents when they cannot tell
+		Long: `Write a new list of the agent CA, with --root also one of the root, and of the time
+stamp authority's root if there is one, which needs their keys. Do so before the old one ends: nodes refuse agents when they cannot tell
 whether their signers are revoked.`,
 		Example: `  mentatctl pki crl
   mentatctl pki crl --root
@@ -397,7 +437,7 @@ whether their signers are revoked.`,
 				}
 			}
 			r := &crlResult{Header: display.Head("pki-crl")}
-			for _, name := range []string{pki.RootCRL, pki.AgentCRL} {
+			for _, name := range ca.ListFiles() {
 				path := filepath.Join(ca.Dir(), filepath.FromSlash(name))
 				list, err := readCRL(path)
 				if err != nil {
@@ -412,7 +452,7 @@ whether their signers are revoked.`,
 		},
 	}
 	f.addKey(cmd)
-	cmd.Flags().BoolVar(&root, "root", false, "write the root's list too")
+	cmd.Flags().BoolVar(&root, "root", false, "write the roots' lists too")
 	cmd.Flags().BoolVar(&show, "show", false, "write nothing, show the lists")
 	a.outputs(cmd)
 	return cmd
@@ -421,22 +461,29 @@ whether their signers are revoked.`,
 type listResult struct {
 	display.Header
 	Directory    string       `json:"directory"`
-	Certificates []pki.Record `json:"certificates"`
-	now          time.Time
+	Certificates []listedCert `json:"certificates"`
+}
+
+// listedCert is a certificate with what it is now.
+type listedCert struct {
+	pki.Record
+	State string `json:"state"`
 }
 
 func (r *listResult) Text(w *display.Writer) {
 	var rows [][]string
 	for _, c := range r.Certificates {
-		name, state := c.Email, "valid until "+display.Date(c.NotAfter)
+		name, state := c.Email, ""
 		if name == "" {
 			name = c.Subject
 		}
-		switch {
-		case !c.Revoked.IsZero():
+		switch c.State {
+		case pki.StateRevoked:
 			state = "revoked " + display.Date(c.Revoked) + ", " + c.Reason
-		case r.now.After(c.NotAfter):
+		case pki.StateExpired:
 			state = "expired " + display.Date(c.NotAfter)
+		default:
+			state = "valid until " + display.Date(c.NotAfter)
 		}
 		rows = append(rows, []string{c.Serial, name, state})
 	}
@@ -445,12 +492,21 @@ func (r *listResult) Text(w *display.Writer) {
 
 func (a *app) pkiListCmd() *cobra.Command {
 	var f caFlags
+	var email, state string
+	states := []string{pki.StateValid, pki.StateRevoked, pki.StateExpired}
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List the certificates that were issued",
-		Example: "  mentatctl pki list --output json",
-		Args:    noArgs,
+		Use:   "list",
+		Short: "List the certificates that were issued",
+		Long: `List the certificates that the certificate authority issued, oldest first: those of
+developers, its own and those of its servers. --email and --state list some of them.`,
+		Example: `  mentatctl pki list
+  mentatctl pki list --email developer@mentatlab.com --state valid
+  mentatctl pki list --output json`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if state != "" && !slices.Contains(states, state) {
+				return fault.New(fault.Usage, "--state", "%q is none of %s", state, strings.Join(states, ", "))
+			}
 			ca, err := a.openCA(cmd.Context(), &f)
 			if err != nil {
 				return err
@@ -459,12 +515,47 @@ func (a *app) pkiListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&listResult{Header: display.Head("pki-list"), Directory: ca.Dir(), Certificates: all, now: a.now()})
+			r := &listResult{Header: display.Head("pki-list"), Directory: ca.Dir(), Certificates: []listedCert{}}
+			for _, c := range all {
+				is := c.State(a.now())
+				if (state == "" || state == is) && (email == "" || strings.EqualFold(email, c.Email)) {
+					r.Certificates = append(r.Certificates, listedCert{c, is})
+				}
+			}
+			return a.printer().Result(r)
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().StringVar(&email, "email", "", "list this developer's `EMAIL` only")
+	cmd.Flags().StringVar(&state, "state", "", "list those in this `STATE` only: valid, revoked or expired")
+	fixedCompletion(cmd, "state", states...)
 	a.outputs(cmd)
 	return cmd
+}
+
+// serialCompletion offers the serial numbers of valid certificates beside words.
+// What cannot be read offers none.
+func (a *app) serialCompletion(f *caFlags, words ...string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		offered := slices.Clone(words)
+		ca, err := a.openCA(cmd.Context(), f)
+		if err != nil {
+			return offered, cobra.ShellCompDirectiveDefault
+		}
+		all, err := ca.Issued()
+		if err != nil {
+			return offered, cobra.ShellCompDirectiveDefault
+		}
+		for _, c := range all {
+			if c.State(a.now()) == pki.StateValid {
+				offered = append(offered, c.Serial+"\t"+firstOf(c.Email, c.Subject))
+			}
+		}
+		return offered, cobra.ShellCompDirectiveDefault
+	}
 }
 
 type policyResult struct {

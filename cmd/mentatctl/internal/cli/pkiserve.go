@@ -144,8 +144,12 @@ certificate that they have. The revocation lists are served under /crl/ and kept
 current. The other pki commands work meanwhile, in the same directory: a
 certificate that is revoked is on the list at once.
 
-The agent CA's key is held in memory: its passphrase comes from
---agent-passphrase-file, from the environment, or is asked for. Without --tls-cert
+If there is a time stamp authority (mentatctl pki services), requests for time stamps
+are answered under /tsa (RFC 3161) and those about the state of certificates under
+/ocsp (RFC 6960), on both addresses: what is signed needs no TLS.
+
+The agent CA's key is held in memory, or stays in its PKCS #11 token: its passphrase
+or PIN comes from --agent-passphrase-file, from the environment, or is asked for. Without --tls-cert
 the server makes itself a certificate, which the authority's root vouches for, and
 makes it anew as long as it runs.`,
 		Example: `  mentatctl pki serve --listen :8443 --name ca.example.com
@@ -164,7 +168,7 @@ makes it anew as long as it runs.`,
 	}
 	o.ca.addKey(cmd)
 	cmd.Flags().StringVar(&o.listen, "listen", "127.0.0.1:8443", "serve on this `ADDRESS`, as HOST:PORT or :PORT for every address")
-	cmd.Flags().StringVar(&o.lists, "lists-listen", "", "serve the revocation lists over plain HTTP on this `ADDRESS`, too")
+	cmd.Flags().StringVar(&o.lists, "lists-listen", "", "serve the revocation lists, time stamps and OCSP answers over plain HTTP on this `ADDRESS`, too")
 	cmd.Flags().StringSliceVar(&o.names, "name", nil, "the host `NAME` or address that clients know the server by; may be repeated (default: that of --listen)")
 	cmd.Flags().StringVar(&o.certFile, "tls-cert", "", "the server's certificate and its chain, a PEM `FILE`")
 	cmd.Flags().StringVar(&o.certKey, "tls-key", "", "the key of that certificate, a PEM `FILE`")
@@ -328,6 +332,9 @@ token: the certificate says who asks.`,
 			if (r.KeyFile == "") != (r.CertFile == "") {
 				return fault.New(fault.Usage, "", "--new-key and --output go together")
 			}
+			if r.KeyFile == "" && cmd.Flags().Changed("key-type") {
+				return fault.New(fault.Usage, "--key-type", "needs --new-key: the key that is renewed stays what it is")
+			}
 			return a.pkiRenew(cmd, &f, &s, &o, r)
 		},
 	}
@@ -337,6 +344,7 @@ token: the certificate says who asks.`,
 	cmd.Flags().StringVar(&o.key, "key", "", "its key, a PEM `FILE` or pkcs11:token=LABEL;object=LABEL (default ~/.mentat/signing.key)")
 	cmd.Flags().StringVar(&r.KeyFile, "new-key", "", "make a new key and write it to this `FILE`, or pkcs11:token=LABEL;object=LABEL")
 	cmd.Flags().StringVar(&r.CertFile, outputFlag, "", "the `FILE` for the new key's certificate")
+	addKeyType(cmd, &r)
 	cmd.Flags().DurationVar(&r.Validity, "validity", 0, "how long the certificate counts, at most a year (default a year)")
 	cmd.Flags().Var(&a.format, "format", "print the result as text or json")
 	fixedCompletion(cmd, "format", "text", "json")
@@ -383,16 +391,18 @@ func (a *app) pkiExportCmd() *cobra.Command {
 	var f caFlags
 	var file string
 	cmd := &cobra.Command{
-		Use:   "export root|agent-ca|log|SERIAL",
+		Use:   "export root|agent-ca|time-root|log|SERIAL",
 		Short: "Write a certificate, or the log, for others",
-		Long: `Write the root's certificate, which nodes and clients trust, the agent CA's, a
-developer's with its chain, or the log of all that was issued and revoked, one JSON
-object a line. Certificates are PEM. A file may not exist.`,
+		Long: `Write the root's certificate, which nodes and clients trust, the agent CA's, that of
+the time stamp authority's root, a developer's with its chain, or the log of all
+that was issued and revoked, one JSON object a line. Certificates are PEM. A file
+may not exist.`,
 		Example: `  mentatctl pki export root --output root.pem
   mentatctl pki export 5f1c0a77e0d94c0b8e6ad5a8d7b1c2f3
+  mentatctl pki export time-root --output time-root.pem
   mentatctl pki export log --output log.jsonl`,
-		Args:      wantArgs(1, 1, "root, agent-ca, log or a serial number"),
-		ValidArgs: []string{"root", "agent-ca", "log"},
+		Args:              wantArgs(1, 1, "root, agent-ca, time-root, log or a serial number"),
+		ValidArgsFunction: a.serialCompletion(&f, "root", "agent-ca", "time-root", "log"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ca, err := a.openCA(cmd.Context(), &f)
 			if err != nil {
@@ -429,6 +439,11 @@ func exported(ca *pki.CA, what string) ([]byte, error) {
 		chain = []*x509.Certificate{ca.Root()}
 	case "agent-ca":
 		chain = []*x509.Certificate{ca.Agent()}
+	case "time-root":
+		if !ca.Services() {
+			return nil, fault.New(fault.NotFound, ca.Dir(), "has no time stamp authority").WithHint("mentatctl pki services makes one")
+		}
+		chain = []*x509.Certificate{ca.TimeRoot()}
 	case "log":
 		var b bytes.Buffer
 		_, err := ca.ExportLog(&b)
@@ -436,7 +451,7 @@ func exported(ca *pki.CA, what string) ([]byte, error) {
 	default:
 		serial, err := pki.ParseSerial(what)
 		if err != nil {
-			return nil, fault.New(fault.Usage, what, "is neither root, agent-ca, log nor a serial number in hexadecimal")
+			return nil, fault.New(fault.Usage, what, "is neither root, agent-ca, time-root, log nor a serial number in hexadecimal").WithHint("mentatctl pki list shows serial numbers")
 		}
 		if chain, err = ca.Chain(serial); err != nil {
 			return nil, err

@@ -166,6 +166,9 @@ func checkTrust(path string, data []byte) ([]policy.Finding, error) {
 		found = append(found, policy.Finding{Message: "what has no attestation runs until " + when.Format(shownTime) + ", when attestation_required is enforced"})
 	}
 	for _, scope := range p.Scopes() {
+		if scope.Notation {
+			found = append(found, policy.Finding{Message: "the scope " + scope.Name + " accepts Notary Project signatures, which are for no repository and no version: what was ever signed so may stand under any of its names"})
+		}
 		if scope.Level != verifier.Strict {
 			found = append(found, policy.Finding{Message: "the scope " + scope.Name + " is at the level " + string(scope.Level) + ": attestations that do not hold are overlooked, with a warning"})
 		}

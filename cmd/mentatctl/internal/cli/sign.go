@@ -98,8 +98,8 @@ stamps the signature: where a node's policy names that authority, the signature
 then stays good after its certificate expires.
 
 With --also notation the artifact gets a Notary Project signature, too, by the same
-key: publish attaches it, and notation verifies it. MentatLab's own gates do not
-look at it.
+key: publish attaches it, and notation verifies it. MentatLab's own gates judge by the
+attestation alone.
 
 Key and certificate are ~/.mentat/signing.key and ~/.mentat/signing.crt, unless
 flags name others. A key variable or file may hold the certificates too.`,
@@ -218,7 +218,7 @@ func (a *app) signingKey(ctx context.Context, o *signOptions) (crypto.Signer, []
 	switch {
 	case pkcs11.Is(o.key):
 		name = o.key
-		if key, err = a.tokenKey(ctx, name, &o.pass, 0); err != nil {
+		if key, err = a.tokenKey(ctx, name, &o.pass, newTokenKey{}); err != nil {
 			return nil, nil, err
 		}
 	case o.keyEnv != "":

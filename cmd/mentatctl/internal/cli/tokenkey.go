@@ -3,10 +3,16 @@ package cli
 import (
 	"context"
 	"crypto"
+	"crypto/elliptic"
 	"crypto/x509"
 	"errors"
 	"os"
+	"slices"
+	"strings"
 
+	"github.com/spf13/cobra"
+
+	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/verifier/pki"
 	"github.com/mentatlab/mentat/verifier/pki/pkcs11"
 )
@@ -18,9 +24,18 @@ const pkcs11Env = "MENTAT_PKCS11"
 // specification §2.4.
 const tokenKeyBits = 2048
 
-// tokenKey opens a key in a PKCS #11 token, or makes it if bits is not 0. Its
-// program ends with ours.
-func (a *app) tokenKey(ctx context.Context, name string, pass *passphraseFlags, bits int) (*pkcs11.Signer, error) {
+// newTokenKey is what key is made in a token; the zero value makes none.
+type newTokenKey struct {
+	bits  int
+	curve string
+}
+
+// tokenKey opens a key in a PKCS #11 token, or makes it. Its program ends with ours.
+func (a *app) tokenKey(ctx context.Context, name string, pass *passphraseFlags, kind newTokenKey) (*pkcs11.Signer, error) {
+	return a.openTokenKey(ctx, name, kind, func() ([]byte, error) { return a.passphrase(ctx, pass, name) })
+}
+
+func (a *app) openTokenKey(ctx context.Context, name string, kind newTokenKey, pin func() ([]byte, error)) (*pkcs11.Signer, error) {
 	program := os.Getenv(pkcs11Env)
 	if program == "" {
 		var err error
@@ -29,8 +44,7 @@ func (a *app) tokenKey(ctx context.Context, name string, pass *passphraseFlags, 
 		}
 	}
 	return pkcs11.Open(ctx, name, pkcs11.Options{
-		Program: program, Bits: bits, Stderr: a.stderr,
-		PIN: func() ([]byte, error) { return a.passphrase(ctx, pass, name) },
+		Program: program, Bits: kind.bits, Curve: kind.curve, Stderr: a.stderr, PIN: pin,
 	})
 }
 
@@ -44,7 +58,11 @@ func (a *app) obtain(ctx context.Context, r *pki.CertRequest, pass *passphraseFl
 		}
 		return r.Obtain(issue)
 	}
-	key, err := a.tokenKey(ctx, r.KeyFile, pass, tokenKeyBits)
+	kind := newTokenKey{bits: tokenKeyBits}
+	if r.KeyType == pki.ECDSAKey {
+		kind = newTokenKey{curve: elliptic.P256().Params().Name}
+	}
+	key, err := a.tokenKey(ctx, r.KeyFile, pass, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -54,4 +72,60 @@ func (a *app) obtain(ctx context.Context, r *pki.CertRequest, pass *passphraseFl
 		err = errors.Join(err, key.Delete())
 	}
 	return chain, errors.Join(err, key.Close())
+}
+
+// keyTypeFlag is pki.KeyType as a flag, which is refused where it is written.
+type keyTypeFlag struct{ to *pki.KeyType }
+
+func (f keyTypeFlag) String() string {
+	if f.to == nil || *f.to == "" {
+		return string(pki.RSAKey)
+	}
+	return string(*f.to)
+}
+
+func (f keyTypeFlag) Type() string { return "string" }
+
+func (f keyTypeFlag) Set(text string) error {
+	if !slices.Contains(pki.KeyTypes(), text) {
+		return fault.New(fault.Usage, "--key-type", "%q is none of %s", text, strings.Join(pki.KeyTypes(), ", "))
+	}
+	*f.to = pki.KeyType(text)
+	return nil
+}
+
+func addKeyType(cmd *cobra.Command, r *pki.CertRequest) {
+	cmd.Flags().Var(keyTypeFlag{&r.KeyType}, "key-type", "what key is made: `KIND` is rsa (2048 bits) or ecdsa (P-256)")
+	fixedCompletion(cmd, "key-type", pki.KeyTypes()...)
+}
+
+// madeKeys are keys in tokens that were made for something which may yet fail.
+type madeKeys []*pkcs11.Signer
+
+// settle removes them again if it failed, and ends their programs.
+func (m madeKeys) settle(err error) error {
+	errs := []error{err}
+	for _, key := range m {
+		if err != nil {
+			errs = append(errs, key.Delete())
+		}
+		errs = append(errs, key.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// caKey makes a key of a certificate authority in a token; none without a name.
+func (a *app) caKey(ctx context.Context, made *madeKeys, flag, name string, bits int, pin func() ([]byte, error)) (crypto.Signer, error) {
+	if name == "" {
+		return nil, nil
+	}
+	if !pkcs11.Is(name) {
+		return nil, fault.New(fault.Usage, flag, "%q is no key in a token", name).WithHint("it is of the form pkcs11:token=LABEL;object=LABEL; without the flag the key is a file")
+	}
+	key, err := a.openTokenKey(ctx, name, newTokenKey{bits: bits}, pin)
+	if err != nil {
+		return nil, err
+	}
+	*made = append(*made, key)
+	return key, nil
 }

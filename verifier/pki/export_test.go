@@ -1,0 +1,4 @@
+package pki
+
+// ParseOCSPRequest is for the fuzz target.
+var ParseOCSPRequest = parseOCSP
