@@ -426,8 +426,13 @@ func (j *judge) unsigned(a *oci.Artifact) error {
 	agent := isWASM(a) || a.Agent != nil
 	if agent && !j.scope.unsignedAgents || !agent && !j.scope.unsignedContainers {
 		if j.scope.notation {
+			hint := "sign it, or pull it again if it is signed"
+			if j.in.Index != "" && j.in.Index != a.Digest {
+				// notation signs what a tag means, which is the index.
+				hint = fmt.Sprintf("sign %s, the image itself: a signature over the index %s is none of its images; pull it again if it is signed", a.Digest, j.in.Index)
+			}
 			return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, and no Notary Project signature of it is at hand; the scope %q requires one of them", j.scope.name).
-				WithHint("sign it, or pull it again if it is signed"))
+				WithHint("%s", hint))
 		}
 		return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
 			WithHint("sign it with mentatctl sign"))

@@ -140,3 +140,24 @@ func TestNothingLetsABrokenEnvelopeBy(t *testing.T) {
 		}
 	}
 }
+
+// notation signs what a tag means: of an image of several platforms that is the index,
+// and whoever did that is told.
+func TestASignatureOverTheIndexIsNoneOfItsImages(t *testing.T) {
+	p, a := testpki.New(t), agent(t)
+	v := judges{pki: p}.verifier(t)
+	index := digest.FromString("index")
+	vd := v.Verify(t.Context(), verifier.Input{Reference: agentRef, Artifact: a, Index: index})
+	expect(t, vd, fault.Unsigned)
+	if !strings.Contains(vd.Message, "sign "+a.Digest.String()+", the image itself: a signature over the index "+index.String()) {
+		t.Error(vd.Message)
+	}
+	over := good(t, p, a, func(o *signature.SignRequest) {
+		o.Payload.Content = []byte(strings.ReplaceAll(string(o.Payload.Content), a.Digest.String(), index.String()))
+	})
+	vd = v.Verify(t.Context(), verifier.Input{Reference: agentRef, Artifact: a, Index: index, Envelopes: []verifier.Envelope{over}})
+	expect(t, vd, fault.SignatureInvalid)
+	if vd := v.Verify(t.Context(), verifier.Input{Reference: agentRef, Artifact: a, Index: a.Digest}); !strings.Contains(vd.Message, "pull it again") {
+		t.Error(vd.Message)
+	}
+}
