@@ -99,12 +99,18 @@ func openFile(path string) (io.ReaderAt, int64, error) {
 }
 
 // StoreIndex writes the index into the state directory, unless a newer one is
-// there already. The file appears whole or not at all. Callers that may run at
-// the same time hold the directory's lock.
+// there already. The file appears whole or not at all, whoever else writes.
 func StoreIndex(state string, issuer *x509.Certificate, ix *CRLIndex) error {
 	if ix.head.Key != issuerKey(issuer) {
 		return fault.New(fault.RevocationUnknown, "revocation list of "+ix.head.Issuer, "is not the one of %s", issuer.Subject)
 	}
+	// Not the directory's lock: a list is remembered also in the middle of what that is
+	// held for. Nobody who holds this one waits for another.
+	unlock, err := lockedfile.MutexAt(filepath.Join(state, ".crl.lock")).Lock()
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, state, "cannot lock the revocation indexes")
+	}
+	defer unlock()
 	// A damaged index is replaced: what it knew is lost either way.
 	if known, err := LoadIndex(state, issuer); err == nil {
 		if err := ix.follows(known); err != nil {
@@ -229,11 +235,7 @@ func (r *diskRevocation) remember(issuer *x509.Certificate, fresh cachedIndex) c
 	path := indexPath(r.state, fresh.ix.head.Key)
 	err := os.MkdirAll(r.state, 0o755)
 	if err == nil {
-		var unlock func()
-		if unlock, err = lockedfile.MutexAt(filepath.Join(r.state, ".lock")).Lock(); err == nil {
-			defer unlock()
-			err = StoreIndex(r.state, issuer, fresh.ix)
-		}
+		err = StoreIndex(r.state, issuer, fresh.ix)
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return fresh

@@ -39,6 +39,15 @@ func TestMain(m *testing.M) {
 			os.Exit(cli.MainAt(context.Background(), now, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},
 		"ask": ask,
+		// freeport prints an address of this machine that is free now.
+		"freeport": func() {
+			addresses, err := freePorts(1)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			fmt.Println(addresses[0])
+		},
 	})
 }
 

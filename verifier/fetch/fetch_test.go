@@ -317,7 +317,7 @@ func TestManyRefreshesAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	left, err := os.ReadDir(n.cfg.State)
-	if err != nil || len(left) != 3 { // two indexes and the lock
+	if err != nil || len(left) != 4 { // two indexes and two locks
 		t.Errorf("%v, %v", left, err)
 	}
 }

@@ -118,15 +118,22 @@ func (n *node) agent(signed bool) {
 	n.in = verifier.Input{Reference: ref, Artifact: a}
 }
 
+func (n *node) config() nodeconfig.Verify {
+	return nodeconfig.Verify{Policy: filepath.Join(n.dir, "policy.yaml"), Trust: filepath.Join(n.dir, "trust"), State: filepath.Join(n.dir, "state")}
+}
+
+func (n *node) open() (*verifier.Verifier, error) {
+	return verifier.Open(n.config(), func() time.Time { return n.now }, nil)
+}
+
 // verify judges as a new process of the node would.
 func (n *node) verify() *verifier.Verdict {
 	n.Helper()
-	cfg := nodeconfig.Verify{Policy: filepath.Join(n.dir, "policy.yaml"), Trust: filepath.Join(n.dir, "trust"), State: filepath.Join(n.dir, "state")}
-	v, err := verifier.Open(cfg, func() time.Time { return n.now }, nil)
+	v, err := n.open()
 	if err != nil {
 		n.Fatal(err)
 	}
-	if err := fetch.Refresh(n.Context(), v, cfg, nil, false); err != nil {
+	if err := fetch.Refresh(n.Context(), v, n.config(), nil, false); err != nil {
 		n.Log(err)
 	}
 	return n.memory.Verify(n.Context(), v, n.in)

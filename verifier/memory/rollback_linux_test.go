@@ -1,7 +1,12 @@
 package memory
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/lockedfile"
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/testpki"
@@ -30,4 +35,32 @@ func TestAnOlderListInAFileNeverComesBack(t *testing.T) {
 	if vd := n.verify(); !vd.Allowed {
 		t.Errorf("by the newer list: %s", vd.Line())
 	}
+}
+
+// A release list is kept under the lock of the state directory, and is judged under it:
+// the revocation lists that this reads are remembered without that lock.
+func TestAListIsRememberedWhileTheDirectoryIsLocked(t *testing.T) {
+	n := newNode(t)
+	state := filepath.Join(n.dir, "state")
+	if err := os.MkdirAll(state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lockedfile.MutexAt(filepath.Join(state, ".lock")).Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan bool)
+	go func() {
+		v, err := n.open()
+		done <- err == nil && v.Verify(n.Context(), n.in).Allowed
+	}()
+	select {
+	case allowed := <-done:
+		if !allowed {
+			t.Error("refused")
+		}
+	case <-time.After(time.Minute):
+		t.Error("it waits for the lock")
+	}
+	unlock()
 }

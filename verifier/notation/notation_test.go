@@ -56,12 +56,13 @@ func describe(data string) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(data), Size: int64(len(data))}
 }
 
-// shift is how far notation's clock is from the tests', the same for all certificates:
-// an authority that is made twice is the same, whatever second it is.
-var shift = time.Since(testpki.Now)
+// began is one moment for all: two authorities of the same keys have the same root only
+// if it is of the same time.
+var began = time.Now()
 
 // now moves the authority's certificates to where notation's clock is.
 func now(r *testpki.Recipe) {
+	shift := began.Sub(testpki.Now)
 	for _, c := range []*x509.Certificate{r.Root, r.Agent, r.Leaf} {
 		c.NotBefore, c.NotAfter = c.NotBefore.Add(shift), c.NotAfter.Add(shift)
 	}

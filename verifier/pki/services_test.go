@@ -158,6 +158,38 @@ func TestServicesAreAddedOnceAndWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+// What a process leaves that is killed after the transaction and before the last
+// step: a certificate that nobody has the key of. The next one is in order.
+func TestServicesThatWereNotFinishedAreMadeAnew(t *testing.T) {
+	ca := quick(t, pki.InitOptions{})
+	if err := ca.AddServices(serviceKeys(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(ca.Dir(), "time")); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.Open(ca.Dir(), keys(t))
+	if err != nil || ca.Services() {
+		t.Fatalf("services %v, %v", ca.Services(), err)
+	}
+	if _, err := ca.Refresh(now); err != nil {
+		t.Error(err)
+	}
+	o := pki.ServiceOptions{Now: now, RootKey: testpki.RSA(t, "another time root", 2048), Key: testpki.RSA(t, "time", 2048)}
+	if err := ca.AddServices(o); err != nil {
+		t.Fatal(err)
+	}
+	if list := crl(t, ca, pki.TimeCRL, ca.TimeRoot()); list.Number.Int64() != 2 {
+		t.Errorf("list %s", list.Number)
+	}
+	if _, _, err := ca.Stamp(stampQueryOf(t, []byte("x")), clock); err != nil {
+		t.Error(err)
+	}
+	if _, err := ca.CheckLog(""); err != nil {
+		t.Error(err)
+	}
+}
+
 func marshalled(t *testing.T, v any) []byte {
 	t.Helper()
 	der, err := asn1.Marshal(v)

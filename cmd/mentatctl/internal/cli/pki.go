@@ -146,7 +146,9 @@ With --services there is a time stamp authority, too, as mentatctl pki services
 makes it.`,
 		Example: `  mentatctl pki init
   mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl
-  mentatctl pki init --root-key 'pkcs11:token=offline;object=root' --agent-key 'pkcs11:token=online;object=agent-ca' --agent-passphrase-file pin.txt
+  mentatctl pki init \
+    --root-key 'pkcs11:token=offline;object=root' \
+    --agent-key 'pkcs11:token=online;object=agent-ca' --agent-passphrase-file pin.txt
   mentatctl pki init --services --ocsp-url http://pki.example.com/ocsp --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -412,8 +414,8 @@ func (a *app) pkiCRLCmd() *cobra.Command {
 		Use:   "crl",
 		Short: "Write a new revocation list",
 		Long: `Write a new list of the agent CA, with --root also one of the root, and of the time
-stamp authority's root if there is one, which needs their keys. Do so before the old one ends: nodes refuse agents when they cannot tell
-whether their signers are revoked.`,
+stamp authority's root if there is one, which needs their keys. Do so before the old
+one ends: nodes refuse agents when they cannot tell whether their signers are revoked.`,
 		Example: `  mentatctl pki crl
   mentatctl pki crl --root
   mentatctl pki crl --show --output json`,
