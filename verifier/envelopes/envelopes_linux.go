@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/rogpeppe/go-internal/lockedfile"
 
 	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
@@ -89,8 +90,16 @@ func (d Dir) KeepGood(in verifier.Input, vd *verifier.Verdict) (int, error) {
 	return len(good), d.add(in.Artifact.Digest, good)
 }
 
-// add is Keep beside those that were kept before.
+// add is Keep beside those that were kept before, or by another pull meanwhile.
 func (d Dir) add(manifest digest.Digest, all []verifier.Envelope) error {
+	if err := owndir.Make(d.path); err != nil {
+		return fault.Wrap(err, fault.Internal, d.path, "cannot keep the signatures of %s", manifest)
+	}
+	unlock, err := lockedfile.MutexAt(filepath.Join(filepath.Dir(d.path), ".lock")).Lock()
+	if err != nil {
+		return fault.Wrap(err, fault.Internal, d.path, "cannot keep the signatures of %s", manifest)
+	}
+	defer unlock()
 	for _, old := range d.Read(manifest) {
 		same := func(e verifier.Envelope) bool { return e.MediaType == old.MediaType && e.Digest() == old.Digest() }
 		if !slices.ContainsFunc(all, same) {
