@@ -85,3 +85,20 @@ func TestAPullUnderAnotherScopeLosesNoSignature(t *testing.T) {
 		t.Errorf("kept are %d signatures, want the two by which the two names start", len(kept))
 	}
 }
+
+// Nor must whoever holds back a manifest hide what is wrong with those that are there.
+func TestAManifestThatIsHeldBackHidesNoSibling(t *testing.T) {
+	r, p := newRegistry(t), testpki.New(t)
+	newNode(t, r, p, "defer")
+	gone := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 4}
+	good := r.signed(t, p)
+	unsigned := r.add(ocispec.MediaTypeImageManifest, r.agent(t, "\x00asm\x01\x00\x00\x00\x00"))
+	for want, index := range map[string]ocispec.Descriptor{
+		"deferred: ":           r.index(t, good, gone),
+		"refused (unsigned): ": r.index(t, good, gone, unsigned),
+	} {
+		if allowed, line, _ := ask(t, r.ref(), index); allowed != strings.HasPrefix(want, "deferred") || !strings.HasPrefix(line, want) {
+			t.Errorf("want %q: %s", want, line)
+		}
+	}
+}

@@ -109,16 +109,13 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 		return refuse(err)
 	}
 	c := &collector{client: client, ref: req.name, slots: make(chan struct{}, parallel)}
-	found, err := c.collect(ctx, req.digest)
-	if unfetchable(err) {
-		return g.unfetchable(err)
-	}
-	if err != nil {
-		return refuse(err)
+	found, missing := c.collect(ctx, req.digest)
+	if missing != nil && !unfetchable(missing) {
+		return refuse(missing)
 	}
 	inputs := signatures(ctx, v, c, req, found)
-	// Everything is at hand: a deadline that passes now must not spoil it.
-	return g.judge(context.WithoutCancel(ctx), v, cfg.Verify, req, inputs)
+	// All that can be had is at hand: a deadline that passes now must not spoil it.
+	return g.judge(context.WithoutCancel(ctx), v, cfg.Verify, req, inputs, missing)
 }
 
 // newClient makes a client for one image, with the node's credentials.
@@ -213,14 +210,13 @@ func unfetchable(err error) bool {
 }
 
 // judge refuses an image if any of its manifests is refused, and that outweighs one
-// that could not be judged for want of its signatures. OCSP responders have
-// one budget for all of them.
-func (g *gate) judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, req request, inputs []verifier.Input) answer {
+// that could not be judged for want of its signatures, or of which missing says why it
+// could not be fetched. OCSP responders have one budget for all of them.
+func (g *gate) judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, req request, inputs []verifier.Input, missing error) answer {
 	asking, cancel := context.WithTimeout(ctx, refreshBudget)
 	defer cancel()
 	verify := func(_ context.Context, in verifier.Input) *verifier.Verdict { return v.Verify(ctx, in) }
 	var last *verifier.Verdict
-	var missing error
 	for _, in := range inputs {
 		last = fetch.Judge(asking, v, cfg, nil, in, verify)
 		for _, w := range last.Warnings {
