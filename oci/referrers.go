@@ -11,8 +11,9 @@ import (
 )
 
 // Referrers lists the manifests of the layout's index that say of themselves that they
-// refer to target and are of a type: at most the given number and one more, which tells
-// that there are more. An entry that cannot be read refers to nothing.
+// refer to target and are of a type, or of any if it is empty: at most the given number
+// and one more, which tells that there are more. An entry that cannot be read refers to
+// nothing.
 func (l *Layout) Referrers(ctx context.Context, target ocispec.Descriptor, artifactType string, most int) ([]ocispec.Descriptor, error) {
 	idx, err := l.readIndex()
 	if err != nil {
@@ -21,7 +22,7 @@ func (l *Layout) Referrers(ctx context.Context, target ocispec.Descriptor, artif
 	var found []ocispec.Descriptor
 	for _, d := range idx.Manifests {
 		m := l.referrer(ctx, d)
-		if m == nil || m.Subject.Digest != target.Digest || m.ArtifactType != artifactType && m.Config.MediaType != artifactType {
+		if m == nil || m.Subject.Digest != target.Digest || artifactType != "" && m.ArtifactType != artifactType && m.Config.MediaType != artifactType {
 			continue
 		}
 		if found = append(found, bare(d)); len(found) > most {

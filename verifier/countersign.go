@@ -67,6 +67,9 @@ type signing struct {
 	on        string // what it is, in words, where that is not the attestation itself
 }
 
+// onCounter is what a countersignature is on.
+const onCounter = "countersignature"
+
 // what is the signature in words.
 func (s *signing) what() string { return cmp.Or(s.on, "attestation") }
 
@@ -128,7 +131,7 @@ func (a *Attestation) readCountersignatures() error {
 			err = malformed("is by a key that signed already")
 		}
 		if err == nil {
-			s.on = "countersignature"
+			s.on = onCounter
 			s.payload, err = a.Countersignatures[i].signed(a.SignedDigest)
 		}
 		if err != nil {

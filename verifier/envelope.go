@@ -118,18 +118,13 @@ var trustLevels = []TrustLevel{Untrusted, Signed, Community, Verified}
 // envelopes judges an artifact without attestation by its Notary Project signatures,
 // of which there is at least one. One that counts is enough.
 func (j *judge) envelopes(a *oci.Artifact) error {
-	if a.Agent == nil && !isWASM(a) {
-		// What is an agent was held to the lists before.
-		if err := j.withdrawn(nil, a); err != nil {
-			return j.check(StepReleases, err, "")
-		}
-	}
 	looked := j.in.Envelopes[:min(len(j.in.Envelopes), limits.Envelopes)]
 	of := fmt.Sprintf("%d", len(looked))
 	if len(looked) < len(j.in.Envelopes) {
 		of = fmt.Sprintf("%d of more", len(looked))
 	}
 	var best, furthest *candidate
+	var questions []Question
 	for i, e := range looked {
 		c := j.candidate(i+1, e, a)
 		j.rest(c.verdict.Rests.Files)
@@ -143,12 +138,13 @@ func (j *judge) envelopes(a *oci.Artifact) error {
 			furthest = c
 		}
 		if c.err != nil { // an answer could make it a good one
-			j.verdict.Questions = append(j.verdict.Questions, c.verdict.Questions...)
+			questions = append(questions, c.verdict.Questions...)
 		}
 	}
 	if best != nil {
 		return j.adopt(best, of)
 	}
+	j.verdict.Questions = append(j.verdict.Questions, questions...)
 	j.verdict.Signature, j.verdict.Signer, j.verdict.Stamped = NotationSignature, furthest.verdict.Signer, furthest.verdict.Stamped
 	return j.check(StepNotation, fault.Wrap(furthest.err, fault.ReasonOf(furthest.err), j.in.Reference,
 		"carries no attestation, and none of its Notary Project signatures counts (%s looked at; number %d came furthest)", of, furthest.number), "")
@@ -234,7 +230,8 @@ func (c *EnvelopeContent) attestation(a *oci.Artifact) (*Attestation, error) {
 func (j *judge) adopt(c *candidate, of string) error {
 	vd, one := j.verdict, c.verdict
 	vd.Signature, vd.SignedDigest = NotationSignature, j.in.Artifact.Digest
-	vd.Trust, vd.Signer, vd.Stamped, vd.Questions = one.Trust, one.Signer, one.Stamped, one.Questions
+	vd.Trust, vd.Signer, vd.Stamped = one.Trust, one.Signer, one.Stamped
+	vd.Questions = append(vd.Questions, one.Questions...) // those about a release list are there
 	vd.Overlooked = one.Overlooked
 	vd.Warnings = append(vd.Warnings, one.Warnings...)
 	if !one.Rests.Until.IsZero() {

@@ -76,12 +76,24 @@ func (j *judge) stamped(att *Attestation) (*TimeStamp, error) {
 	return j.stampOf(&att.signing)
 }
 
+// again is how such a signature is made with a time stamp: what signs an attestation anew drops
+// its countersignatures.
+func (s *signing) again() string {
+	switch s.on {
+	case onCounter:
+		return "its signer makes it anew with mentatctl countersign --replace --timestamp URL"
+	case envelopeName:
+		return "sign it with notation sign --timestamp-url URL"
+	}
+	return "sign it with mentatctl sign --timestamp URL"
+}
+
 // stampOf is the same of any signature.
 func (j *judge) stampOf(made *signing) (*TimeStamp, error) {
 	switch {
 	case made.token == nil && j.scope.stampRequired:
 		return nil, fault.New(fault.PolicyDenied, made.what(), "carries no time stamp, which the scope %q requires", j.scope.name).
-			WithHint("sign it with mentatctl sign --timestamp URL")
+			WithHint("%s", made.again())
 	case made.token == nil, len(j.scope.stampStores) == 0:
 		return nil, nil
 	}

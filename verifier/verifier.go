@@ -340,8 +340,17 @@ func (j *judge) judge() error {
 	j.verdict.Scope = j.scope.name
 	j.trace.scope(j.scope)
 	_ = j.check("scope", nil, "%s", j.scope.name)
-	if att == nil && j.scope.notation && len(j.in.Envelopes) > 0 {
-		return j.envelopes(a)
+	if att == nil && j.scope.notation {
+		if a.Agent == nil && !isWASM(a) {
+			// What is an agent was held to the lists before. Whether there is a signature must
+			// not matter: whoever takes it away would bring back what was withdrawn.
+			if err := j.withdrawn(nil, a); err != nil {
+				return j.check(StepReleases, err, "")
+			}
+		}
+		if len(j.in.Envelopes) > 0 {
+			return j.envelopes(a)
+		}
 	}
 	if att == nil {
 		return j.check("attestation", j.unsigned(a), "absent; allowed")
@@ -417,8 +426,13 @@ func (j *judge) unsigned(a *oci.Artifact) error {
 	agent := isWASM(a) || a.Agent != nil
 	if agent && !j.scope.unsignedAgents || !agent && !j.scope.unsignedContainers {
 		if j.scope.notation {
+			hint := "sign it, or pull it again if it is signed"
+			if j.in.Index != "" && j.in.Index != a.Digest {
+				// notation signs what a tag means, which is the index.
+				hint = fmt.Sprintf("sign %s, the image itself: a signature over the index %s is none of its images; pull it again if it is signed", a.Digest, j.in.Index)
+			}
 			return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, and no Notary Project signature of it is at hand; the scope %q requires one of them", j.scope.name).
-				WithHint("sign it, or pull it again if it is signed"))
+				WithHint("%s", hint))
 		}
 		return j.demand(fault.New(fault.Unsigned, j.in.Reference, "carries no attestation, which the scope %q requires", j.scope.name).
 			WithHint("sign it with mentatctl sign"))
@@ -516,14 +530,17 @@ func (j *judge) path(att *Attestation, stamp *TimeStamp) (path []*x509.Certifica
 		j.untilEnd(stamp.Path)
 	}
 	path, err = verifyChain(att.Chain, roots.signers[j.scope.name], at, j.trace)
-	if err == nil && att.root != nil && !path[len(path)-1].Equal(att.root) {
-		err = fault.New(fault.ChainUntrusted, att.what(), "ends with another root than the one that the chain led to")
+	if err == nil {
+		err = att.sameRoot(path)
 	}
 	if err == nil && stamp != nil {
 		err = stamp.within(path)
 	}
 	if fault.ReasonOf(err) == fault.OutsideValidity && stamp == nil && j.scope.level >= fromPermissive && att.timestamp.Before(j.now) {
 		if path, then := verifyChain(att.Chain, roots.signers[j.scope.name], att.timestamp, nil); then == nil {
+			if wrong := att.sameRoot(path); wrong != nil {
+				return nil, fromAudit, wrong
+			}
 			return path, fromPermissive, err
 		}
 	}
@@ -532,6 +549,14 @@ func (j *judge) path(att *Attestation, stamp *TimeStamp) (path []*x509.Certifica
 	}
 	j.untilEnd(path)
 	return path, never, nil
+}
+
+// sameRoot holds a chain that carries its root to the one that it led to.
+func (a *Attestation) sameRoot(path []*x509.Certificate) error {
+	if a.root == nil || path[len(path)-1].Equal(a.root) {
+		return nil
+	}
+	return fault.New(fault.ChainUntrusted, a.what(), "ends with another root than the one that the chain led to")
 }
 
 // untilEnd says that the judgement may come out otherwise when one of the

@@ -116,10 +116,7 @@ func (g *gate) answer(ctx context.Context, args []string, stdin io.Reader) answe
 	if err != nil {
 		return refuse(err)
 	}
-	inputs, err := signatures(ctx, v, c, req, found)
-	if err != nil {
-		return g.unfetchable(err)
-	}
+	inputs := signatures(ctx, v, c, req, found)
 	// Everything is at hand: a deadline that passes now must not spoil it.
 	return g.judge(context.WithoutCancel(ctx), v, cfg.Verify, req, inputs)
 }
@@ -215,25 +212,32 @@ func unfetchable(err error) bool {
 	return false
 }
 
-// judge refuses an image if any of its manifests is refused. OCSP responders have
+// judge refuses an image if any of its manifests is refused, and that outweighs one
+// that could not be judged for want of its signatures. OCSP responders have
 // one budget for all of them.
 func (g *gate) judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, req request, inputs []verifier.Input) answer {
 	asking, cancel := context.WithTimeout(ctx, refreshBudget)
 	defer cancel()
 	verify := func(_ context.Context, in verifier.Input) *verifier.Verdict { return v.Verify(ctx, in) }
 	var last *verifier.Verdict
+	var missing error
 	for _, in := range inputs {
 		last = fetch.Judge(asking, v, cfg, nil, in, verify)
 		for _, w := range last.Warnings {
 			fmt.Fprintln(g.log, fault.OneLine("mentat-verifier: warning: "+w))
 		}
 		if !last.Allowed {
-			if err := outOfReach(in.Envelopes); err != nil && last.Signature != "" {
-				return g.unfetchable(err) // one that could not be looked at might have counted
+			err := outOfReach(in.Envelopes)
+			if err == nil || last.Signature == "" { // no signature would have changed that
+				return answer{line: last.Line()}
 			}
-			return answer{line: last.Line()}
+			missing = err
+			continue
 		}
 		g.keep(cfg, in, last)
+	}
+	if missing != nil {
+		return g.unfetchable(missing)
 	}
 	if last == nil {
 		return refuse(fault.New(fault.ArtifactInvalid, req.name, "the index holds no image that could be judged"))

@@ -15,8 +15,8 @@ import (
 
 // signatures asks the registry for the Notary Project signatures of what the policy
 // judges by them. A registry that does not tell which there are is one that did not
-// give the image.
-func signatures(ctx context.Context, v *verifier.Verifier, c *collector, req request, found []*oci.Artifact) ([]verifier.Input, error) {
+// give the image; its siblings are judged all the same.
+func signatures(ctx context.Context, v *verifier.Verifier, c *collector, req request, found []*oci.Artifact) []verifier.Input {
 	ctx, cancel := context.WithTimeout(ctx, limits.ReferrersTime)
 	defer cancel()
 	var inputs []verifier.Input
@@ -25,12 +25,12 @@ func signatures(ctx context.Context, v *verifier.Verifier, c *collector, req req
 		if v.AsksEnvelopes(in) {
 			var err error
 			if in.Envelopes, err = c.envelopes(ctx, a); err != nil {
-				return nil, err
+				in.Envelopes = []verifier.Envelope{{Err: err}}
 			}
 		}
 		inputs = append(inputs, in)
 	}
-	return inputs, nil
+	return inputs
 }
 
 func (c *collector) envelopes(ctx context.Context, a *oci.Artifact) ([]verifier.Envelope, error) {

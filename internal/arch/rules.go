@@ -66,7 +66,7 @@ var Parts = []Part{
 	{"bundle", "one OCI bundle made ready: find, classify, verify, grant, rewrite", []string{"manifest", "oci", "verifier", "verifier/timestamp", "verifier/notation", "verifier/fetch", "capability", "aot"}},
 	{"shim", "containerd's task service, wrapped", []string{"bundle"}},
 	{"node", "the node service: audit log, revocation lists, old media, metrics", []string{"manifest", "capability", "host/media", "verifier", "verifier/timestamp", "verifier/fetch"}},
-	{"node/doctor", "whether a node really verifies: its containerd, its files, canaries for its gates", []string{"manifest", "oci", "verifier", "verifier/timestamp", "verifier/fetch"}},
+	{"node/doctor", "whether a node really verifies: its containerd, its files, canaries for its gates", []string{"manifest", "oci", "verifier", "verifier/timestamp", "verifier/notation", "verifier/fetch"}},
 	{"sdk", "the guest SDKs' sources, carried by mentatctl", nil},
 	{"cmd/containerd-shim-mentat-v1", "what containerd runs, the shim's first step", []string{"shim"}},
 	{"cmd/mentat-shim", "the shim", []string{"shim"}},

@@ -28,6 +28,7 @@ import (
 	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/envelopes"
 	"github.com/mentatlab/mentat/verifier/fetch"
 )
 
@@ -152,6 +153,9 @@ func (i *inventory) unread(on string, err error) {
 func (i *inventory) agent(ctx context.Context, on string, in verifier.Input) {
 	var trace verifier.Trace
 	in.Trace = &trace
+	if i.judge.AsksEnvelopes(in) {
+		in.Envelopes = envelopes.In(i.config.State).Read(in.Artifact.Digest)
+	}
 	vd := fetch.Judge(ctx, i.judge, i.config, nil, in, i.judge.Verify)
 	if !vd.Allowed {
 		i.refused++

@@ -16,6 +16,7 @@ import (
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/notation"
 	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
@@ -52,7 +53,7 @@ func checkTrust(r *Report, cfg *nodeconfig.Config, o Options) *verifier.Verifier
 			"write policy.yaml, or have mentatctl pki policy write a first one")
 		return nil
 	}
-	v, err := verifier.Open(cfg.Verify, o.Clock, timestamp.Reader{})
+	v, err := verifier.Open(cfg.Verify, o.Clock, timestamp.Reader{}, verifier.Reading(notation.Reader{}))
 	if err != nil {
 		r.fail(checkPolicy, cfg.Verify.Policy, "cannot be used: "+err.Error(), "the node refuses every image", "repair it; mentatctl policy check reads it as a node does")
 		return nil

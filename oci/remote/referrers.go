@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/errdef"
 
 	"github.com/mentatlab/mentat/internal/limits"
 )
@@ -12,9 +13,9 @@ import (
 // errEnough ends a list of which enough was read.
 var errEnough = errors.New("enough")
 
-// Referrers lists the manifests of one type that refer to target in ref's repository,
-// by the registry's referrers API or, where there is none, by the tag that stands for
-// it: at most the given number and one more, which tells that there are more. A server
+// Referrers lists the manifests of one type, or of any if it is empty, that refer to
+// target in ref's repository, by the registry's referrers API or, where there is none,
+// by the tag that stands for it: at most the given number and one more, which tells that there are more. A server
 // that knows of none does not speak for the next. What they say of themselves is not
 // checked. Errors: as [Client.Resolve].
 func (c *Client) Referrers(ctx context.Context, ref string, target ocispec.Descriptor, artifactType string, most int) ([]ocispec.Descriptor, error) {
@@ -43,7 +44,10 @@ func (c *Client) Referrers(ctx context.Context, ref string, target ocispec.Descr
 			}
 			return nil
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		// Of a list without end, which anybody who may attach can make, what was found
+		// before is looked at.
+		enough := errors.Is(err, errEnough) || errors.Is(err, errdef.ErrTooManyPages) && len(found) > 0
+		if err != nil && !enough {
 			failed = ep.fail(err, ref, "cannot list what refers to "+target.Digest.String())
 			continue
 		}

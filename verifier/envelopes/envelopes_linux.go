@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/mentatlab/mentat/internal/atomicfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/owndir"
@@ -61,7 +62,8 @@ func (d Dir) Keep(manifest digest.Digest, all []verifier.Envelope) error {
 		err = owndir.Make(d.path)
 	}
 	if err == nil {
-		err = owndir.Write(path, data)
+		// On disk before it is there: what lost its power must not find rubbish, which refuses.
+		err = atomicfile.Write(path, data, 0o600)
 	}
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, path, "cannot keep the signatures of %s", manifest)
@@ -71,7 +73,9 @@ func (d Dir) Keep(manifest digest.Digest, all []verifier.Envelope) error {
 }
 
 // KeepGood keeps the signatures of an input by each of which alone it is allowed, and
-// says how many that are. Where there is none it keeps nothing.
+// says how many that are. Where there is none it keeps nothing. Those that were kept
+// before go last: one manifest may go by names in several scopes, each with signers of
+// its own.
 func (d Dir) KeepGood(in verifier.Input, vd *verifier.Verdict) (int, error) {
 	var good []verifier.Envelope
 	for _, e := range in.Envelopes {
@@ -82,7 +86,18 @@ func (d Dir) KeepGood(in verifier.Input, vd *verifier.Verdict) (int, error) {
 	if len(good) == 0 {
 		return 0, nil
 	}
-	return len(good), d.Keep(in.Artifact.Digest, good)
+	return len(good), d.add(in.Artifact.Digest, good)
+}
+
+// add is Keep beside those that were kept before.
+func (d Dir) add(manifest digest.Digest, all []verifier.Envelope) error {
+	for _, old := range d.Read(manifest) {
+		same := func(e verifier.Envelope) bool { return e.MediaType == old.MediaType && e.Digest() == old.Digest() }
+		if !slices.ContainsFunc(all, same) {
+			all = append(all, old)
+		}
+	}
+	return d.Keep(manifest, all)
 }
 
 // bound removes the oldest files, but not the new one: times of files are coarse.

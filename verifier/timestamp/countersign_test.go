@@ -62,6 +62,9 @@ func TestTimeStampsOfCountersignaturesAreJudged(t *testing.T) {
 			n.policy = strings.Replace(n.policy, "    unsigned_containers", `    required_signers: [{at_least: 2, of: ["email:dev@example.com", "email:`+bob+"\"]}]\n    unsigned_containers", 1)
 			vd := judge(t, must[*verifier.Verifier](t)(n.verifier(t, p, good)), testagent.Read(t, out))
 			expect(t, vd, c.want)
+			if c.name == "not stamped, required" && !strings.Contains(vd.Message, "mentatctl countersign --replace --timestamp URL") {
+				t.Errorf("%q does not say what the countersigner can do", vd.Message)
+			}
 			if vd.Allowed && vd.Countersigners[0].Stamped.IsZero() == (c.stamp != nil) {
 				t.Errorf("%+v", vd.Countersigners)
 			}

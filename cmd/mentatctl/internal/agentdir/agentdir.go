@@ -363,7 +363,10 @@ func (d *Dir) CheckBlock(artifact *oci.Artifact) error {
 			return nil
 		}
 	}
-	return fault.New(fault.SignatureInvalid, d.file, "shows another attestation than the artifact carries").WithHint("mentatctl sign %s", d.Path)
+	// Whoever was interrupted while countersigning must not be told to replace what others
+	// signed.
+	return fault.New(fault.SignatureInvalid, d.file, "shows another attestation than the artifact carries").
+		WithHint("mentatctl publish %s takes the artifact as it is; mentatctl sign %s attests it anew, and drops what others signed", d.LayoutPath(), d.Path)
 }
 
 // ReadModuleFile reads and inspects a module that is no agent's.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
@@ -133,9 +134,9 @@ func (a *app) countersign(ctx context.Context, name string, o *countersignOption
 	if m := artifact.Agent; m != nil && (m.ID != att.Subject.ID || m.Version != att.Subject.Version) {
 		return nil, fault.New(fault.BindingMismatch, "attestation", "is for %s %s, the agent is %s %s", att.Subject.ID, att.Subject.Version, m.ID, m.Version)
 	}
-	a.printer().Note("countersigning %s %s, %s, signed by %s at %s", att.Subject.ID, att.Subject.Version, artifact.Digest, signerName(att.Chain[0]), att.Timestamp)
+	a.printer().Note("countersigning %s %s, %s, signed as %s at %s", att.Subject.ID, att.Subject.Version, artifact.Digest, signerName(att.Chain[0]), att.Timestamp)
 	for i, c := range att.Countersigners() {
-		a.printer().Note("countersigned by %s at %s", signerName(c), att.Countersignatures[i].Timestamp)
+		a.printer().Note("countersigned as %s at %s", signerName(c), att.Countersignatures[i].Timestamp)
 	}
 	key, chain, err := a.signingKey(ctx, &o.signing)
 	if err != nil {
@@ -190,6 +191,10 @@ func (a *app) countersignable(ctx context.Context, name string, t *target) (*oci
 			return nil, fault.New(fault.Usage, name, "names no tag alone: the countersigned artifact has another digest, to which a tag is moved").
 				WithHint("write %s:TAG", ref.Name)
 		}
+		// A registry that does not tell loses nothing either.
+		if list, err := t.client.Referrers(ctx, t.reference, t.root, "", limits.Envelopes); err == nil && len(list) > 0 {
+			a.printer().Note("what refers to %s, as Notary Project signatures do, stays with it and does not follow the tag", t.root.Digest)
+		}
 	case t.dir != nil:
 		if err := a.consistent(ctx, t.dir); err != nil {
 			return nil, err
@@ -206,6 +211,14 @@ func (a *app) countersignable(ctx context.Context, name string, t *target) (*oci
 		if layout, ok := t.fetcher.(*oci.Layout); ok {
 			if err := layout.Verify(ctx); err != nil {
 				return nil, err
+			}
+			list, err := layout.Referrers(ctx, t.root, "", 0)
+			if err != nil {
+				return nil, err
+			}
+			if len(list) > 0 { // it would refer to nothing, and count as an image then
+				return nil, fault.New(fault.Unsupported, name, "holds %s, which refers to the manifest that a countersignature changes, as a Notary Project signature does", list[0].Digest).
+					WithHint("countersign a layout of the agent alone")
 			}
 		}
 	}
