@@ -57,6 +57,10 @@ const (
 	revokedStamp  = 0x78
 )
 
+// beforeTheGate are the vectors of which containerd itself makes no container: it imports
+// the first as little as it pulls it, and finds no configuration in the second.
+var beforeTheGate = []string{"manifest-and-index", "config-that-containerd-rewrites"}
+
 // withdrawnSalt makes the module that the release list denies.
 const withdrawnSalt = 404
 
@@ -910,21 +914,47 @@ func TestWhatIsRefusedNeverRuns(t *testing.T) {
 		t.Fatalf("%d recipes for %d vectors of %d classes", len(recipes), len(vectors), len(classes))
 	}
 	seen := map[string]bool{}
-	for _, v := range vectors {
-		// mentat and the shim judge with the same code: one of each class shows that
-		// mentat asks it.
-		runs := ways()
-		if seen[v.Class] {
-			runs = runs[:1]
-		}
-		seen[v.Class] = true
-		t.Run(v.Class+"/"+v.Name, func(t *testing.T) {
-			t.Parallel()
-			if recipes[v.Name] == nil {
-				t.Fatal("nobody knows how to make it")
+	t.Run("vectors", func(t *testing.T) {
+		for _, v := range vectors {
+			// mentat and the shim judge with the same code: one of each class shows that
+			// mentat asks it.
+			runs := ways()
+			if seen[v.Class] {
+				runs = runs[:1]
 			}
-			b.in(t).refuses(v, runs)
-		})
+			seen[v.Class] = true
+			t.Run(v.Class+"/"+v.Name, func(t *testing.T) {
+				t.Parallel()
+				if recipes[v.Name] == nil {
+					t.Fatal("nobody knows how to make it")
+				}
+				b.in(t).refuses(v, runs)
+			})
+		}
+	})
+	b.recorded(vectors)
+}
+
+// recorded holds what the run gate wrote down to the vectors: the typed reason, for each
+// that was run.
+func (b *besieged) recorded(vectors []testcorpus.Vector) {
+	b.t.Helper()
+	reasons := map[string][]string{}
+	for _, r := range b.records() {
+		var typed struct{ Reason string }
+		if err := json.Unmarshal(r.Record, &typed); err != nil {
+			b.t.Fatal(err)
+		}
+		reasons[r.Container] = append(reasons[r.Container], r.Result+" "+typed.Reason)
+	}
+	for _, v := range vectors {
+		want := []string{"denied " + string(v.Reason)}
+		if slices.Contains(beforeTheGate, v.Name) {
+			want = nil
+		}
+		if got := reasons[v.Name+"-0"]; !slices.Equal(got, want) {
+			b.t.Errorf("%s: recorded is %q, want %q", v.Name, got, want)
+		}
 	}
 }
 

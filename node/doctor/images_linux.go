@@ -110,11 +110,11 @@ func (i *inventory) take(ctx context.Context, spaces namespacesapi.NamespacesCli
 }
 
 func (i *inventory) image(ctx context.Context, space, ref string, target ocispec.Descriptor) {
-	if key := (judged{ref, target.Digest}); i.seen[key] {
+	key := judged{ref, target.Digest}
+	if i.seen[key] {
 		return
-	} else {
-		i.seen[key] = true
 	}
+	i.seen[key] = true
 	i.images++
 	on := space + ": " + ref
 	blobs := fetcher{i.store}
@@ -187,10 +187,7 @@ func (i *inventory) tell(check, on, what, why, do string) {
 // manifestsOf are the manifests that an image's target leads to, those of an index
 // as far as they are on the node.
 func manifestsOf(ctx context.Context, blobs oci.Fetcher, target ocispec.Descriptor, raw []byte) (manifests [][]byte, index digest.Digest, err error) {
-	var head struct {
-		Manifests json.RawMessage `json:"manifests"`
-	}
-	if json.Unmarshal(raw, &head) != nil || head.Manifests == nil {
+	if !isIndex(raw) {
 		return [][]byte{raw}, "", nil
 	}
 	parsed, err := oci.ParseIndex(raw)
@@ -208,6 +205,14 @@ func manifestsOf(ctx context.Context, blobs oci.Fetcher, target ocispec.Descript
 		manifests = append(manifests, raw)
 	}
 	return manifests, target.Digest, nil
+}
+
+// isIndex tells an index from a manifest by its content, as the gate does.
+func isIndex(raw []byte) bool {
+	var head struct {
+		Manifests json.RawMessage `json:"manifests"`
+	}
+	return json.Unmarshal(raw, &head) == nil && head.Manifests != nil
 }
 
 // fetcher is an [oci.Fetcher] over the daemon's content store.
