@@ -397,6 +397,10 @@ func hostile(t testing.TB, p *testpki.PKI, a *oci.Artifact) map[string]struct {
 	broken := cose(func(*signature.SignRequest) {})
 	broken.Data = bytes.Clone(broken.Data)
 	broken.Data[bytes.Index(broken.Data, []byte("targetArtifact"))] ^= 1
+	// notation-core-go takes a signer that issued itself.
+	template := *p.Leaf
+	template.Issuer, template.RawSubject = template.Subject, nil
+	alone := testpki.Issue(t, &template, &template, p.LeafKey.Public(), p.LeafKey)
 	return map[string]row{
 		"COSE over another digest": {cose(func(o *signature.SignRequest) {
 			o.Payload.Content = bytes.ReplaceAll(o.Payload.Content, []byte(a.Digest), []byte(digest.FromString("x")))
@@ -428,6 +432,7 @@ func hostile(t testing.TB, p *testpki.PKI, a *oci.Artifact) map[string]struct {
 		"chain out of order":     {rechained(t, whole, p.Leaf, p.Root, p.Agent), fault.ChainUntrusted},
 		"without certificates":   {rechained(t, whole), fault.AttestationFormat},
 		"seven certificates":     {rechained(t, whole, p.Leaf, p.Agent, p.Agent, p.Agent, p.Agent, p.Agent, p.Root), fault.AttestationFormat},
+		"self-signed":            {rechained(t, whole, alone), fault.ChainUntrusted},
 		"of another root":        {by(testpki.OtherRoot(t)), fault.ChainUntrusted},
 		"root of the same name and key": {rechained(t, whole, p.Leaf, p.Agent, testpki.New(t, func(r *testpki.Recipe) {
 			r.Root.NotAfter = r.Root.NotAfter.AddDate(1, 0, 0)
