@@ -42,8 +42,10 @@ func rememberSeen(state string, q Question) error {
 // OCSPDue looks at the answers that are kept in the state directory: kept are those
 // that the policy asks for, due those of them for which another should be had, which
 // is when a third of their life is over: a gate asks when half of it is. Revoked
-// certificates stay so and are due no more. What is kept about a certificate that
-// expired, or whose issuer the policy asks no responder about, is removed.
+// certificates stay so and are due no more. An expired certificate may have made a
+// signature that a time stamp keeps good: what is kept about it is removed once its
+// responder has no current answer any more. So is what is kept about one whose issuer
+// the policy asks no responder about.
 func (v *Verifier) OCSPDue(state string) (due []Question, kept int, err error) {
 	if v.policy == nil {
 		return nil, 0, nil
@@ -78,7 +80,7 @@ func (v *Verifier) OCSPDue(state string) (due []Question, kept int, err error) {
 
 // seenOCSP reads one of the files; q is nil when nothing is due.
 func (v *Verifier) seenOCSP(state, path string) (q *Question, wanted bool, err error) {
-	data, err := limits.ReadFile(path, limits.CertificatePEMBytes)
+	data, err := limits.ReadFile(path, 2*limits.CertificatePEMBytes)
 	if err != nil {
 		return nil, false, fault.Wrap(err, fault.Internal, path, "cannot be read")
 	}
@@ -91,19 +93,20 @@ func (v *Verifier) seenOCSP(state, path string) (q *Question, wanted bool, err e
 	}
 	c, issuer, now := chain[0], chain[1], v.clock()
 	src, asked := v.policy.ocspFor(issuer)
-	if !asked || now.After(c.NotAfter) {
+	var a *OCSPAnswer
+	if der, err := LoadOCSP(state, c, issuer); err == nil && der != nil {
+		if a, err = ReadOCSP(der, c, issuer, now); err != nil {
+			a = nil // another replaces what cannot be read
+		}
+	}
+	over := a == nil || now.After(a.Next.Add(v.policy.grace))
+	if !asked || over && now.After(c.NotAfter) {
 		return nil, false, errors.Join(remove(path), remove(ocspPath(state, c, issuer)))
 	}
-	q = &Question{Certificate: c, Issuer: issuer, Source: src}
-	der, err := LoadOCSP(state, c, issuer)
-	if err != nil || der == nil {
-		return q, true, nil //nolint:nilerr // an answer replaces what cannot be read
-	}
-	a, err := ReadOCSP(der, c, issuer, now)
-	if err == nil && (a.status == ocsp.Revoked || now.Before(a.This.Add(a.Next.Sub(a.This)/3))) {
+	if a != nil && (a.status == ocsp.Revoked || now.Before(a.This.Add(a.Next.Sub(a.This)/3))) {
 		return nil, true, nil
 	}
-	return q, true, nil
+	return &Question{Certificate: c, Issuer: issuer, Source: src}, true, nil
 }
 
 func remove(path string) error {

@@ -106,6 +106,27 @@ func TestOfTwoAnswersOfOneSecondTheRevocationCounts(t *testing.T) {
 	n.expect(n.judge(nil), fault.Revoked, "its OCSP responder says")
 }
 
+// A time stamp keeps the signature of an expired certificate good, and the answers
+// about it are asked for as long as its responder gives some.
+func TestAnExpiredCertificateIsAskedAboutWhileItsResponderTells(t *testing.T) {
+	n := newAsked(t)
+	end := n.pki.Leaf.NotAfter
+	n.put("root.crl", n.pki.RootCRL(func(l *x509.RevocationList) { l.NextUpdate = end.AddDate(1, 0, 0) }))
+	n.now = end.Add(-time.Hour)
+	n.alive(n.now, 24*time.Hour)
+	n.expect(n.judge(nil), "", "")
+	n.now = end.Add(10 * time.Hour)
+	n.alive(n.now, 24*time.Hour)
+	before := n.hits.Load()
+	if kept, err := n.refresh(); kept != 1 || err != nil || n.hits.Load() != before+1 {
+		t.Errorf("%d kept, %v, %d requests", kept, err, n.hits.Load()-before)
+	}
+	n.now = end.Add(36 * time.Hour)
+	if kept, err := n.refresh(); kept != 0 || err != nil || n.hits.Load() != before+1 {
+		t.Errorf("after its last answer's end: %d kept, %v, %d requests", kept, err, n.hits.Load()-before)
+	}
+}
+
 func TestWhatNobodyAsksAboutAnyMoreIsForgotten(t *testing.T) {
 	files := func(n *asked) []string {
 		all, err := filepath.Glob(filepath.Join(n.cfg.State, "*.ocsp*"))
