@@ -29,6 +29,9 @@ func files(t *testing.T, dir string) map[string]string {
 	}
 	all := map[string]string{}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".tried-") {
+			continue // when a server failed, which is nothing that anybody believes
+		}
 		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			t.Fatal(err)
@@ -36,6 +39,46 @@ func files(t *testing.T, dir string) map[string]string {
 		all[e.Name()] = string(data)
 	}
 	return all
+}
+
+// A start does not wait again for a server that failed a moment ago, as long as its
+// list counts.
+func TestAServerThatFailedIsLeftAloneForAMoment(t *testing.T) {
+	n := newNode(t)
+	failing := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }
+	for _, c := range []struct {
+		name  string
+		after time.Duration
+		force bool
+		asked int32
+	}{
+		{"nothing is at hand", 0, false, 1},
+		{"still nothing is at hand", time.Second, false, 1},
+		{"the list is there and not due", 2 * time.Second, false, 0},
+		{"due", 2 * time.Hour, false, 1},
+		{"due, and failed a moment ago", 2*time.Hour + time.Second, false, 0},
+		{"by force", 2*time.Hour + 2*time.Second, true, 1},
+		{"a minute later", 2*time.Hour + 65*time.Second, false, 1},
+		{"the clock went back", 2*time.Hour - time.Minute, false, 1},
+		{"the list is over", 25 * time.Hour, false, 1},
+		{"the list is over, and failed a moment ago", 25*time.Hour + time.Second, false, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n.now = testpki.Now.Add(c.after)
+			if c.name == "the list is there and not due" {
+				n.serve(n.pki.AgentCRL())
+				if err := n.refresh(true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n.handle(failing)
+			before := n.hits.Load()
+			_ = n.refresh(c.force)
+			if got := n.hits.Load() - before; got != c.asked {
+				t.Errorf("asked %d times, want %d", got, c.asked)
+			}
+		})
+	}
 }
 
 // says judges the agent at a time, from what is on disk.

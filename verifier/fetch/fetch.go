@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,9 +56,12 @@ func Refresh(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, c
 	wg.Wait()
 	// After the revocation lists, to which their signers are held.
 	for _, l := range p.FetchedReleases() {
-		if force || v.ReleasesDue(l.Name, refreshEvery) {
-			errs = append(errs, r.releases(ctx, v, l))
+		if !force && !v.ReleasesDue(l.Name, refreshEvery) || !force && failures(r.state).recent(l.URL, r.now) && r.released(v, l.Name) {
+			continue
 		}
+		err := r.releases(ctx, v, l)
+		failures(r.state).note(l.URL, err, r.now)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -99,12 +103,31 @@ func (r refresher) source(ctx context.Context, src verifier.CRLSource, stores ma
 			return verifier.CompileFile(src.File, issuer, r.now)
 		})
 	}
-	data, err := get(ctx, r.client, src.URL, "revocation list", limits.CRLBytes)
-	if err != nil {
-		return err
+	if !r.force && failures(r.state).recent(src.URL, r.now) && r.counts(src, issuers) {
+		return nil
 	}
-	return r.store(issuers, func(issuer *x509.Certificate) (*verifier.CRLIndex, error) {
-		return verifier.CompileCRL(data, issuer, verifier.CRLOrigin{URL: src.URL, Fetched: r.now.UTC()}, r.now)
+	data, err := get(ctx, r.client, src.URL, "revocation list", limits.CRLBytes)
+	if err == nil {
+		err = r.store(issuers, func(issuer *x509.Certificate) (*verifier.CRLIndex, error) {
+			return verifier.CompileCRL(data, issuer, verifier.CRLOrigin{URL: src.URL, Fetched: r.now.UTC()}, r.now)
+		})
+	}
+	failures(r.state).note(src.URL, err, r.now)
+	return err
+}
+
+// counts tells whether a list from the source is at hand that has not ended.
+func (r refresher) counts(src verifier.CRLSource, issuers []*x509.Certificate) bool {
+	return slices.ContainsFunc(issuers, func(issuer *x509.Certificate) bool {
+		ix, err := verifier.LoadIndex(r.state, issuer)
+		return err == nil && ix != nil && ix.Origin().URL == src.URL && !r.now.After(ix.NextUpdate())
+	})
+}
+
+// released is the same of a release list.
+func (r refresher) released(v *verifier.Verifier, name string) bool {
+	return slices.ContainsFunc(v.ReleaseLists(), func(l verifier.ReleaseList) bool {
+		return l.Name == name && l.Err == nil && !r.now.After(l.NextUpdate)
 	})
 }
 

@@ -28,8 +28,9 @@ const askAtOnce = 16
 
 // Judge judges with verify, and again when OCSP responders could change the verdict
 // and were asked: a judgement that ended at one certificate could not ask about those
-// of the countersigners behind it. Nobody is asked twice. A verdict that is refused for want of an answer says why
-// there is none. A nil client is one with short time-outs.
+// of the countersigners behind it. Nobody is asked twice, nor for a spare answer a
+// moment after a failure. A verdict that is refused for want of an answer says why there
+// is none. A nil client is one with short time-outs.
 func Judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, client *http.Client, in verifier.Input,
 	verify func(context.Context, verifier.Input) *verifier.Verdict,
 ) *verifier.Verdict {
@@ -44,10 +45,11 @@ func Judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, cli
 	for {
 		var questions []verifier.Question
 		for _, q := range vd.Questions {
-			if about := string(q.Certificate.Raw); !asked[about] {
-				asked[about] = true
+			about := string(q.Certificate.Raw)
+			if !asked[about] && !(vd.Allowed && failedLately(cfg, q, v.Now())) {
 				questions = append(questions, q)
 			}
+			asked[about] = true
 		}
 		if len(questions) == 0 {
 			break
@@ -60,6 +62,12 @@ func Judge(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, cli
 		vd.Message = fault.OneLine(vd.Err.Error())
 	}
 	return vd
+}
+
+// failedLately tells whether a question's responder failed a moment ago.
+func failedLately(cfg nodeconfig.Verify, q verifier.Question, now time.Time) bool {
+	url, err := q.Source.Address(q.Certificate)
+	return err == nil && failures(cfg.State).recent(url, now)
 }
 
 // Ask asks OCSP responders and writes their answers into cfg.State. It returns
@@ -112,6 +120,7 @@ func ask(ctx context.Context, state string, client *http.Client, q verifier.Ques
 		return fault.Wrap(err, fault.RevocationUnknown, url, "cannot ask about %s", q.Certificate.Subject)
 	}
 	der, err := post(ctx, client, url, request)
+	failures(state).note(url, err, now)
 	if err != nil {
 		return err
 	}

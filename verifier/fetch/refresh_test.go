@@ -106,6 +106,30 @@ func TestOfTwoAnswersOfOneSecondTheRevocationCounts(t *testing.T) {
 	n.expect(n.judge(nil), fault.Revoked, "its OCSP responder says")
 }
 
+func TestAResponderThatFailedIsLeftAloneForAMomentWhileItsAnswerCounts(t *testing.T) {
+	n := newAsked(t)
+	n.alive(n.now, 24*time.Hour)
+	n.expect(n.judge(nil), "", "")
+	n.handle(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	for _, c := range []struct {
+		after time.Duration
+		asked int32
+		want  fault.Reason
+	}{
+		{13 * time.Hour, 1, ""},
+		{13*time.Hour + time.Second, 0, ""},
+		{13*time.Hour + 65*time.Second, 1, ""},
+		{25 * time.Hour, 1, fault.RevocationUnknown},
+		{25*time.Hour + time.Second, 1, fault.RevocationUnknown},
+	} {
+		n.now = testpki.Now.Add(c.after)
+		before := n.hits.Load()
+		if vd := n.judge(nil); vd.Reason != c.want || n.hits.Load()-before != c.asked {
+			t.Errorf("after %s: %s, %d requests, want %d", c.after, vd.Line(), n.hits.Load()-before, c.asked)
+		}
+	}
+}
+
 // A time stamp keeps the signature of an expired certificate good, and the answers
 // about it are asked for as long as its responder gives some.
 func TestAnExpiredCertificateIsAskedAboutWhileItsResponderTells(t *testing.T) {
