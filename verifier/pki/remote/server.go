@@ -50,7 +50,10 @@ type ServerOptions struct {
 	// Certificate is used instead.
 	Certificate *tls.Certificate
 	Clock       func() time.Time
-	Log         *slog.Logger
+	// Elapsed is how long it is since a moment that stays the same, by a clock that
+	// nobody sets; nil is the system's. Stamps are made while Clock agrees with it.
+	Elapsed func() time.Duration
+	Log     *slog.Logger
 	// Ready is told the addresses once the server answers; lists is empty if they
 	// are not served apart.
 	Ready func(address, lists string)
@@ -63,6 +66,8 @@ type server struct {
 	slots     chan struct{}
 	healthy   atomic.Bool
 	warned    time.Time // of the root's list
+	timeWarn  time.Time // of the time stamp authority
+	steady    steady
 	queries   *callers
 	answering chan struct{}
 
@@ -120,6 +125,7 @@ func newServer(o ServerOptions) (*server, error) {
 	}
 	s := &server{
 		o:         o,
+		steady:    newSteady(o),
 		addresses: newCallers(limits.PKIAddressBurst, time.Minute, limits.PKIAddressPerMinute),
 		renewals:  newCallers(limits.PKIRenewals, 24*time.Hour, limits.PKIRenewals),
 		slots:     make(chan struct{}, limits.PKIIssuing),
@@ -191,7 +197,20 @@ func (s *server) refresh() error {
 	if err != nil {
 		return err
 	}
-	return s.watchRootList(s.o.Clock())
+	return errors.Join(s.watchRootList(s.o.Clock()), s.watchTime(s.o.Clock()))
+}
+
+// watchTime warns of a time stamp authority that stamps no more, or soon, once a day.
+func (s *server) watchTime(now time.Time) error {
+	warnings, err := s.o.CA.TimeWarnings(now)
+	if err != nil || len(warnings) == 0 || now.Before(s.timeWarn.Add(24*time.Hour)) {
+		return err
+	}
+	s.timeWarn = now
+	for _, w := range warnings {
+		s.o.Log.Warn(w)
+	}
+	return nil
 }
 
 // watchRootList warns of a list that the server has no key to renew.
