@@ -11,10 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/digitorus/pkcs7"
 	"github.com/notaryproject/tspclient-go"
 
 	"github.com/mentatlab/mentat/internal/fault"
@@ -146,6 +148,15 @@ func openRenewed(t *testing.T, ca *pki.CA) *pki.CA {
 		t.Fatal(err)
 	}
 	return ca
+}
+
+func TestATokenTellsNoTimeButTheStampedOne(t *testing.T) {
+	ca := serviced(t)
+	der := token(t, ca, []byte("x"), now)
+	if bytes.Contains(der, marshalled(t, pkcs7.OIDAttributeSigningTime)) {
+		t.Error("there is a signing time")
+	}
+	signedBy(t, der, []byte("x"), ca.TimeRoot())
 }
 
 func TestARevokedAuthorityIsReplaced(t *testing.T) {
@@ -460,6 +471,21 @@ func TestARenewalOfAProcessThatIsKilledHappensOrNot(t *testing.T) {
 			whole(t, ca)
 		})
 	}
+}
+
+func TestRenewalsTakeTurns(t *testing.T) {
+	ca := serviced(t)
+	var wg sync.WaitGroup
+	for range 3 {
+		other := reopened(t, ca)
+		wg.Go(func() {
+			if err := other.RenewServices(pki.ServiceOptions{Now: now}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	whole(t, ca)
 }
 
 func TestServicesOfACAFromBeforeTheDatabaseKeepItsVersion(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,7 +67,8 @@ type server struct {
 	slots     chan struct{}
 	healthy   atomic.Bool
 	warned    time.Time // of the root's list
-	timeWarn  time.Time // of the time stamp authority
+	timeSaid  string    // of the time stamp authority, the last warning
+	timeWarn  time.Time // and when it was
 	steady    steady
 	queries   *callers
 	answering chan struct{}
@@ -200,13 +202,15 @@ func (s *server) refresh() error {
 	return errors.Join(s.watchRootList(s.o.Clock()), s.watchTime(s.o.Clock()))
 }
 
-// watchTime warns of a time stamp authority that stamps no more, or soon, once a day.
+// watchTime warns of a time stamp authority that stamps no more, or soon, once a day,
+// and of one that was renewed.
 func (s *server) watchTime(now time.Time) error {
 	warnings, err := s.o.CA.TimeWarnings(now)
-	if err != nil || len(warnings) == 0 || now.Before(s.timeWarn.Add(24*time.Hour)) {
+	said := strings.Join(warnings, "\n")
+	if err != nil || said == "" || said == s.timeSaid && now.Before(s.timeWarn.Add(24*time.Hour)) {
 		return err
 	}
-	s.timeWarn = now
+	s.timeSaid, s.timeWarn = said, now
 	for _, w := range warnings {
 		s.o.Log.Warn(w)
 	}

@@ -10,6 +10,8 @@ import (
 	"github.com/notaryproject/tspclient-go"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/verifier/pki"
 )
 
 func TestAClockThatIsSetTellsNoTime(t *testing.T) {
@@ -80,5 +82,24 @@ func TestAServerWarnsOfATimeStampAuthorityThatEnds(t *testing.T) {
 	}
 	if n := strings.Count(r.log.String(), "time stamp authority's certificate ends at"); n != 1 {
 		t.Errorf("warned %d times: %s", n, r.log.String())
+	}
+	other, err := pki.Open(r.ca.Dir(), pki.OpenOptions{TimeRootKey: testpki.RSA(t, "time root", 2048)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.RenewServices(pki.ServiceOptions{Now: time.Now(), Key: testpki.RSA(t, "renewed time", 2048)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.watchTime(soon); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(r.log.String(), "was renewed: start the server again") {
+		t.Errorf("log: %s", r.log.String())
+	}
+	// Until then it stamps as before.
+	status, _, der := send(t, r.lists+stampPath, stampQuery, stampRequest(t))
+	var answer tspclient.Response
+	if err := answer.UnmarshalBinary(der); status != http.StatusOK || err != nil || len(answer.TimestampToken.FullBytes) == 0 {
+		t.Errorf("%d, %v", status, err)
 	}
 }
