@@ -127,6 +127,8 @@ type CA struct {
 
 	turn   sync.Mutex // of the database, within this process
 	broken error      // what a damaged database was refused with
+
+	onStep func(string) // for tests that stop a change halfway
 }
 
 type info struct {

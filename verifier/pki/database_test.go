@@ -30,6 +30,10 @@ import (
 const childEnv = "TEST_PKI_CHILD"
 
 func TestMain(m *testing.M) {
+	if step := os.Getenv(childStepEnv); step != "" {
+		fmt.Fprintln(os.Stderr, halfway(os.Getenv(childEnv), step))
+		os.Exit(1)
+	}
 	if dir := os.Getenv(childEnv); dir != "" {
 		fmt.Fprintln(os.Stderr, busy(dir))
 		os.Exit(1)

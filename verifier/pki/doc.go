@@ -6,6 +6,7 @@
 //	agent-ca.crt  agent-ca.key  5 years, RSA 3072, path length 0
 //	crl/root.crl                what the root revoked: months
 //	crl/agent.crl               what the agent CA revoked: hours
+//	time/root.*   time/tsa.*    the time stamp authority: its root, 10 years, and itself, a year
 //	ca.db                       every certificate issued and revoked, tokens, the lists
 //
 // The database is the one place of truth: a certificate is given out after the

@@ -221,6 +221,9 @@ func (ca *CA) Chain(serial *big.Int) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, ca.path(databaseFile), "certificate %s is malformed", c.Serial)
 	}
+	if ca.stamping(c) {
+		return []*x509.Certificate{leaf}, nil
+	}
 	return []*x509.Certificate{leaf, ca.agent}, nil
 }
 

@@ -117,6 +117,8 @@ const (
 	issued  = "issued"
 	revoked = "revoked"
 	listed  = "listed" // a revocation list was made
+	// clockReset is that stamps are made again from a time before the last one's.
+	clockReset = "clock-reset"
 )
 
 // event is one line of the log.
@@ -127,6 +129,9 @@ type event struct {
 	// List and Number are a revocation list's.
 	List   string   `json:"list,omitempty"`
 	Number *big.Int `json:"number,omitempty"`
+	// LastStamp and Stamps are those before the clock was reset.
+	LastStamp time.Time `json:"last_stamp,omitzero"`
+	Stamps    uint64    `json:"stamps,omitempty"`
 }
 
 // Issued lists the CA's certificates, oldest first, with what became of them.
@@ -179,11 +184,14 @@ func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) 
 	if reason.String() == "" {
 		return fault.New(fault.Usage, "reason", "%d is not one that this CA knows", int(reason))
 	}
-	a := ca.authorityOf(serial)
+	a, err := ca.authorityOf(serial)
+	if err != nil {
+		return err
+	}
 	if _, err := a.key(); err != nil {
 		return err
 	}
-	err := ca.update(func(d database) error {
+	err = ca.update(func(d database) error {
 		text := serialText(serial)
 		c, err := d.find(text)
 		switch {
@@ -220,20 +228,37 @@ type authority struct {
 }
 
 // authorityOf is who issued the certificate with the serial number, if it is one of
-// this CA.
-func (ca *CA) authorityOf(serial *big.Int) authority {
-	switch {
-	case serial.Cmp(ca.agent.SerialNumber) == 0:
-		return ca.rootAuthority()
-	case ca.services != nil && serial.Cmp(ca.services.cert.SerialNumber) == 0:
-		return ca.timeAuthority()
+// this CA. Of the time stamp authority there may have been several certificates.
+func (ca *CA) authorityOf(serial *big.Int) (authority, error) {
+	if serial.Cmp(ca.agent.SerialNumber) == 0 {
+		return ca.rootAuthority(), nil
 	}
-	return ca.agentAuthority()
+	if ca.services == nil {
+		return ca.agentAuthority(), nil
+	}
+	var c *certificate
+	err := ca.view(func(d database) (err error) {
+		c, err = d.find(serialText(serial))
+		return err
+	})
+	if err == nil && ca.stamping(c) {
+		return ca.timeAuthority(), nil
+	}
+	return ca.agentAuthority(), err
+}
+
+// stamping tells whether c is a certificate of the time stamp authority, be it the
+// one that is or one before.
+func (ca *CA) stamping(c *certificate) bool {
+	return c != nil && ca.services != nil && c.Issuer == ca.services.root.Subject.String()
 }
 
 // ListOf is the file of the list that the certificate with the serial number is on
-// once it is revoked.
-func (ca *CA) ListOf(serial *big.Int) string { return ca.path(ca.authorityOf(serial).file) }
+// once it is revoked. Reasons are those of a database that cannot be read.
+func (ca *CA) ListOf(serial *big.Int) (string, error) {
+	a, err := ca.authorityOf(serial)
+	return ca.path(a.file), err
+}
 
 // ListFiles are the files of all lists, relative to the CA's directory.
 func (ca *CA) ListFiles() []string {

@@ -28,7 +28,7 @@ import (
 	"github.com/mentatlab/mentat/verifier/timestamp"
 )
 
-func clock() time.Time { return now }
+func clock() (time.Time, error) { return now, nil }
 
 // serviceKeys spare the time for keys.
 func serviceKeys(t *testing.T) pki.ServiceOptions {
@@ -214,11 +214,13 @@ func openWith(t *testing.T, ca *pki.CA) *pki.CA {
 func TestAnAuthorityThatCannotTellTheTimeStampsNothing(t *testing.T) {
 	ca := serviced(t)
 	query := stampQueryOf(t, []byte("x"))
-	at := func(d time.Duration) func() time.Time { return func() time.Time { return now.Add(d) } }
+	at := func(d time.Duration) func() (time.Time, error) {
+		return func() (time.Time, error) { return now.Add(d), nil }
+	}
 	if _, _, err := ca.Stamp(query, at(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	for name, c := range map[string]func() time.Time{"set back": at(30 * time.Minute), "before its certificate": at(-24 * time.Hour), "after its certificate": at(11 * 365 * 24 * time.Hour)} {
+	for name, c := range map[string]func() (time.Time, error){"set back": at(30 * time.Minute), "before its certificate": at(-24 * time.Hour), "after its certificate": at(11 * 365 * 24 * time.Hour)} {
 		der, _, err := ca.Stamp(query, c)
 		var answer tspclient.Response
 		if fault.ReasonOf(err) != fault.OutsideValidity || answer.UnmarshalBinary(der) != nil || len(answer.TimestampToken.FullBytes) != 0 {

@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,7 +51,10 @@ type ServerOptions struct {
 	// Certificate is used instead.
 	Certificate *tls.Certificate
 	Clock       func() time.Time
-	Log         *slog.Logger
+	// Elapsed is how long it is since a moment that stays the same, by a clock that
+	// nobody sets; nil is the system's. Stamps are made while Clock agrees with it.
+	Elapsed func() time.Duration
+	Log     *slog.Logger
 	// Ready is told the addresses once the server answers; lists is empty if they
 	// are not served apart.
 	Ready func(address, lists string)
@@ -63,6 +67,9 @@ type server struct {
 	slots     chan struct{}
 	healthy   atomic.Bool
 	warned    time.Time // of the root's list
+	timeSaid  string    // of the time stamp authority, the last warning
+	timeWarn  time.Time // and when it was
+	steady    steady
 	queries   *callers
 	answering chan struct{}
 
@@ -120,6 +127,7 @@ func newServer(o ServerOptions) (*server, error) {
 	}
 	s := &server{
 		o:         o,
+		steady:    newSteady(o),
 		addresses: newCallers(limits.PKIAddressBurst, time.Minute, limits.PKIAddressPerMinute),
 		renewals:  newCallers(limits.PKIRenewals, 24*time.Hour, limits.PKIRenewals),
 		slots:     make(chan struct{}, limits.PKIIssuing),
@@ -191,7 +199,22 @@ func (s *server) refresh() error {
 	if err != nil {
 		return err
 	}
-	return s.watchRootList(s.o.Clock())
+	return errors.Join(s.watchRootList(s.o.Clock()), s.watchTime(s.o.Clock()))
+}
+
+// watchTime warns of a time stamp authority that stamps no more, or soon, once a day,
+// and of one that was renewed.
+func (s *server) watchTime(now time.Time) error {
+	warnings, err := s.o.CA.TimeWarnings(now)
+	said := strings.Join(warnings, "\n")
+	if err != nil || said == "" || said == s.timeSaid && now.Before(s.timeWarn.Add(24*time.Hour)) {
+		return err
+	}
+	s.timeSaid, s.timeWarn = said, now
+	for _, w := range warnings {
+		s.o.Log.Warn(w)
+	}
+	return nil
 }
 
 // watchRootList warns of a list that the server has no key to renew.

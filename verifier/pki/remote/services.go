@@ -81,7 +81,7 @@ func (s *server) send(w http.ResponseWriter, kind string, der []byte) {
 }
 
 func (s *server) stamp(w http.ResponseWriter, r *http.Request, query []byte) {
-	der, serial, err := s.o.CA.Stamp(query, s.o.Clock)
+	der, serial, err := s.o.CA.Stamp(query, s.steady.now)
 	if der == nil {
 		s.refuse(w, r, err)
 		return

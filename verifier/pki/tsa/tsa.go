@@ -2,11 +2,13 @@ package tsa
 
 import (
 	"crypto"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"fmt"
+	"io"
 	"math/big"
 	"slices"
 	"time"
@@ -179,13 +181,41 @@ func (a Authority) sign(q *tspclient.Request, t Ticket) ([]byte, error) {
 	signed.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA256)
 	signed.SetContentType(oidInfo)
 	signed.GetSignedData().Version = 3 // RFC 5652 §5.1: the content is no plain data
-	if err := signed.AddSigner(a.Cert, a.Key, pkcs7.SignerInfoConfig{
+	if err := signed.AddSigner(a.Cert, unsigned{a.Key}, pkcs7.SignerInfoConfig{
 		SkipCertificates:      !q.CertReq,
 		ExtraSignedAttributes: []pkcs7.Attribute{{Type: oidSignerCert, Value: asn1.RawValue{FullBytes: signer}}},
 	}); err != nil {
 		return nil, err
 	}
+	if err := a.signWithoutTime(signed); err != nil {
+		return nil, err
+	}
 	return signed.Finish()
+}
+
+// unsigned is a key whose signature is made afterwards.
+type unsigned struct{ crypto.Signer }
+
+func (unsigned) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) { return nil, nil }
+
+// signWithoutTime signs, less the time that the library read from the clock: a token
+// tells one time, that of its ticket, and readers hold the other to the certificate.
+func (a Authority) signWithoutTime(signed *pkcs7.SignedData) error {
+	info := &signed.GetSignedData().SignerInfos[0]
+	kept := info.AuthenticatedAttributes[:0]
+	for _, attribute := range info.AuthenticatedAttributes {
+		if !attribute.Type.Equal(pkcs7.OIDAttributeSigningTime) {
+			kept = append(kept, attribute)
+		}
+	}
+	info.AuthenticatedAttributes = kept
+	der, err := asn1.MarshalWithParams(kept, "set")
+	if err != nil {
+		return fmt.Errorf("what is signed: %w", err)
+	}
+	sum := sha256.Sum256(der)
+	info.EncryptedDigest, err = a.Key.Sign(rand.Reader, sum[:], crypto.SHA256)
+	return err
 }
 
 // Profile makes a certificate's template one for time stamps, as RFC 3161 §2.3

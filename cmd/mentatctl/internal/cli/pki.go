@@ -356,7 +356,11 @@ were renewed from this one are named: who had the key may have renewed it.`,
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: ca.ListOf(serial), InvalidSince: since, Renewed: renewed})
+			list, err := ca.ListOf(serial)
+			if err != nil {
+				return err
+			}
+			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: list, InvalidSince: since, Renewed: renewed})
 		},
 	}
 	f.addKey(cmd)
@@ -464,6 +468,7 @@ type listResult struct {
 	display.Header
 	Directory    string       `json:"directory"`
 	Certificates []listedCert `json:"certificates"`
+	Warnings     []string     `json:"warnings,omitempty"`
 }
 
 // listedCert is a certificate with what it is now.
@@ -490,6 +495,7 @@ func (r *listResult) Text(w *display.Writer) {
 		rows = append(rows, []string{c.Serial, name, state})
 	}
 	w.Table([]string{"SERIAL", "HOLDER", "STATE"}, rows)
+	w.List("warning", r.Warnings)
 }
 
 func (a *app) pkiListCmd() *cobra.Command {
@@ -500,7 +506,8 @@ func (a *app) pkiListCmd() *cobra.Command {
 		Use:   "list",
 		Short: "List the certificates that were issued",
 		Long: `List the certificates that the certificate authority issued, oldest first: those of
-developers, its own and those of its servers. --email and --state list some of them.`,
+developers, its own and those of its servers. --email and --state list some of them.
+A time stamp authority whose certificate ends within 30 days is warned of.`,
 		Example: `  mentatctl pki list
   mentatctl pki list --email developer@mentatlab.com --state valid
   mentatctl pki list --output json`,
@@ -518,6 +525,9 @@ developers, its own and those of its servers. --email and --state list some of t
 				return err
 			}
 			r := &listResult{Header: display.Head("pki-list"), Directory: ca.Dir(), Certificates: []listedCert{}}
+			if r.Warnings, err = ca.TimeWarnings(a.now()); err != nil {
+				return err
+			}
 			for _, c := range all {
 				is := c.State(a.now())
 				if (state == "" || state == is) && (email == "" || strings.EqualFold(email, c.Email)) {
