@@ -3,10 +3,7 @@ package verifier
 import (
 	"bytes"
 	"crypto"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"slices"
 	"time"
@@ -41,39 +38,29 @@ type document struct {
 
 // signDocument signs a payload. It opens its own result before it returns.
 func signDocument(mediaType string, payload any, key crypto.Signer, chain []*x509.Certificate, at time.Time) ([]byte, error) {
-	chain = withoutRoot(chain)
-	if key == nil || len(chain) == 0 {
-		return nil, fault.New(fault.Usage, "sign", "needs a key and a certificate that is not self-signed")
-	}
-	leaf := chain[0]
-	if err := checkUsage(leaf); err != nil {
+	chain, err := signingChain(key, chain, at)
+	if err != nil {
 		return nil, err
 	}
-	if err := checkValidity(leaf, at); err != nil {
+	who, alg, err := signerOf(key, chain, "")
+	if err != nil {
 		return nil, err
-	}
-	fits := algorithmsOf(leaf.PublicKey)
-	if len(fits) == 0 || !samePublicKey(key.Public(), leaf.PublicKey) {
-		return nil, fault.New(fault.SignatureInvalid, certName(leaf), "does not belong to the key")
 	}
 	body, err := canonical.Marshal(payload)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "sign", "cannot encode")
 	}
-	e := envelope{MediaType: mediaType, Timestamp: at.UTC().Format(timeLayout), Algorithm: fits[0].name, Payload: body}
-	for _, c := range chain {
-		e.CertificateChain = append(e.CertificateChain, string(encodePEM(c.Raw)))
+	e := envelope{
+		MediaType: mediaType, Timestamp: at.UTC().Format(timeLayout), Algorithm: who.Algorithm,
+		CertificateChain: who.CertificateChain, Payload: body,
 	}
 	signed, err := e.signed()
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(signed)
-	signature, err := key.Sign(rand.Reader, sum[:], fits[0].opts)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, "key", "cannot sign")
+	if e.Signature, err = signPayload(key, alg, signed); err != nil {
+		return nil, err
 	}
-	e.Signature = base64.StdEncoding.EncodeToString(signature)
 	out, err := canonical.Marshal(e)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "sign", "cannot encode")
