@@ -178,22 +178,28 @@ func (ca *CA) IssueServer(names []string, now time.Time) (*tls.Certificate, erro
 		}
 		t.DNSNames = append(t.DNSNames, name)
 	}
-	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	c, own, err := ca.issueOwn(t, now)
 	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, "key", "cannot generate")
-	}
-	key, err := ca.agentKey()
-	if err != nil {
-		return nil, err
-	}
-	c, err := ca.certify(t, ca.agent, own.Public(), key, now)
-	if err != nil {
-		return nil, err
-	}
-	if err := ca.update(func(d database) error { return d.add(c, nil, now) }); err != nil {
 		return nil, err
 	}
 	return &tls.Certificate{Certificate: [][]byte{c.Raw, ca.agent.Raw, ca.root.Raw}, PrivateKey: own, Leaf: c}, nil
+}
+
+// issueOwn certifies a key of the server's own, which is kept nowhere.
+func (ca *CA) issueOwn(t *x509.Certificate, now time.Time) (*x509.Certificate, crypto.Signer, error) {
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fault.Wrap(err, fault.Internal, "key", "cannot generate")
+	}
+	key, err := ca.agentKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := ca.certify(t, ca.agent, own.Public(), key, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, own, ca.update(func(d database) error { return d.add(c, nil, now) })
 }
 
 // Chain is the chain of a certificate that this CA issued, leaf first, without

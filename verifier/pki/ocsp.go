@@ -3,9 +3,6 @@ package pki
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -36,24 +33,13 @@ type Responder struct {
 // IssueResponder makes a responder. RFC 6960 §4.2.2.2 wants it certified by the
 // very CA that it answers for; what it has of its own is the key.
 func (ca *CA) IssueResponder(now time.Time) (*Responder, error) {
-	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Internal, "key", "cannot generate")
-	}
-	key, err := ca.agentKey()
-	if err != nil {
-		return nil, err
-	}
-	c, err := ca.certify(&x509.Certificate{
+	c, own, err := ca.issueOwn(&x509.Certificate{
 		Subject: ca.info.name("OCSP responder"), NotAfter: now.Add(responderLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning},
 		BasicConstraintsValid: true,
 		ExtraExtensions:       []pkix.Extension{{Id: oidNoCheck, Value: asn1.NullBytes}},
-	}, ca.agent, own.Public(), key, now)
+	}, now)
 	if err != nil {
-		return nil, err
-	}
-	if err := ca.update(func(d database) error { return d.add(c, nil, now) }); err != nil {
 		return nil, err
 	}
 	return &Responder{c, own}, nil
