@@ -426,21 +426,12 @@ func (p *Preparer) find(ctx context.Context, c Container, spec *specs.Spec, pare
 	if err != nil {
 		return nil, "", err
 	}
-	if !isIndex(raw) {
+	if !oci.LooksLikeIndex(raw) {
 		a, err := oci.Read(ctx, blobs, raw)
 		return []*oci.Artifact{a}, "", err
 	}
 	found, err = p.choose(ctx, c, spec, parent, raw)
 	return found, target.Digest, err
-}
-
-// isIndex tells an index from a manifest by its content: what is found by
-// digest alone has no media type, and the strict readers check the rest.
-func isIndex(raw []byte) bool {
-	var head struct {
-		Manifests json.RawMessage `json:"manifests"`
-	}
-	return json.Unmarshal(raw, &head) == nil && head.Manifests != nil
 }
 
 // choose picks from an index the manifests that the container's snapshot may

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"encoding/json"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -75,6 +76,15 @@ func IsManifest(mediaType string) bool {
 // IsIndex tells whether a media type is an image index's.
 func IsIndex(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageIndex || mediaType == mediaTypeDockerIndex
+}
+
+// LooksLikeIndex tells an index from a manifest by its content: what is found by
+// digest alone has no media type, and the strict readers check the rest.
+func LooksLikeIndex(raw []byte) bool {
+	var head struct {
+		Manifests json.RawMessage `json:"manifests"`
+	}
+	return json.Unmarshal(raw, &head) == nil && head.Manifests != nil
 }
 
 func isImageConfig(mediaType string) bool {

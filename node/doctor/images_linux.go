@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -187,7 +186,7 @@ func (i *inventory) tell(check, on, what, why, do string) {
 // manifestsOf are the manifests that an image's target leads to, those of an index
 // as far as they are on the node.
 func manifestsOf(ctx context.Context, blobs oci.Fetcher, target ocispec.Descriptor, raw []byte) (manifests [][]byte, index digest.Digest, err error) {
-	if !isIndex(raw) {
+	if !oci.LooksLikeIndex(raw) {
 		return [][]byte{raw}, "", nil
 	}
 	parsed, err := oci.ParseIndex(raw)
@@ -205,14 +204,6 @@ func manifestsOf(ctx context.Context, blobs oci.Fetcher, target ocispec.Descript
 		manifests = append(manifests, raw)
 	}
 	return manifests, target.Digest, nil
-}
-
-// isIndex tells an index from a manifest by its content, as the gate does.
-func isIndex(raw []byte) bool {
-	var head struct {
-		Manifests json.RawMessage `json:"manifests"`
-	}
-	return json.Unmarshal(raw, &head) == nil && head.Manifests != nil
 }
 
 // fetcher is an [oci.Fetcher] over the daemon's content store.
