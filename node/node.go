@@ -205,8 +205,8 @@ func (s *service) anchor() {
 	}
 }
 
-// refresh fetches the revocation lists, release lists and OCSP answers that are due. The gates do so themselves
-// where nobody did; with the service they need not.
+// refresh fetches the revocation lists, release lists and OCSP answers that are due.
+// The gates do so themselves where nobody did; with the service they need not.
 func (s *service) refresh(ctx context.Context) {
 	if s.Config.Verify.Policy == "" {
 		return
