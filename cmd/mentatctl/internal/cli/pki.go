@@ -226,9 +226,9 @@ func (a *app) pkiRequestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request-cert",
 		Short: "Make a signing key and have it certified",
-		Long: `Make a key (RSA 2048, or ECDSA on P-256), have the certificate authority issue a code
-signing certificate for it, and write both. Neither file may exist. The certificate's file holds the
-chain as sign wants it.
+		Long: `Make a key (RSA 2048, or ECDSA on P-256), have the certificate authority issue a
+code signing certificate for it, and write both. Neither file may exist. The
+certificate's file holds the chain as sign wants it.
 
 The key is encrypted when there is a passphrase, and never leaves this machine. With
 --key pkcs11:token=LABEL;object=LABEL it is made in a PKCS #11 token and never leaves
