@@ -3,5 +3,6 @@
 //
 // Trusted: the backend, which leaves every place it took. Hostile: how many
 // calls a guest makes and how large they are. Promise: what is over a bound is
-// refused at once and holds nothing; who waits gives up with its context.
+// refused at once and holds nothing; turns go in the order of entry; who waits
+// gives up with its context.
 package queue

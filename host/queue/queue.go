@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,30 +11,43 @@ import (
 
 // Queue bounds calls. It may be used from several goroutines.
 type Queue struct {
-	turns chan struct{}
+	most  int // calls that run at once
 	calls int
 	bytes int64
 
-	mu   sync.Mutex
-	held int   // calls that run or wait; guarded by mu
-	used int64 // their bytes; guarded by mu
+	mu      sync.Mutex
+	held    int      // calls that run or wait; guarded by mu
+	used    int64    // their bytes; guarded by mu
+	running int      // guarded by mu
+	waiting []*Place // the first to enter first; guarded by mu
 }
 
 // New allows running calls at once, and as many that run or wait as calls,
 // holding bytes together.
 func New(running, calls int, bytes int64) *Queue {
-	return &Queue{turns: make(chan struct{}, running), calls: max(calls, running), bytes: bytes}
+	return &Queue{most: running, calls: max(calls, running), bytes: bytes}
 }
 
 // Place is one call's place. It must be left.
 type Place struct {
-	q    *Queue
-	size int64
-	turn bool // guarded by q.mu
-	left bool // guarded by q.mu
+	q     *Queue
+	size  int64
+	turn  chan struct{} // closed when the call may run
+	left  chan struct{} // closed when the place was left
+	state state         // guarded by q.mu
 }
 
-// Enter takes a place for a call that holds size bytes.
+type state int
+
+const (
+	waits state = iota
+	runs
+	gone
+)
+
+// Enter takes a place for a call that holds size bytes. Turns go in the order of
+// entry: a guest that reads its answers in the order of its calls never waits
+// for one that it would read later.
 func (q *Queue) Enter(size int64) (*Place, *backend.Refusal) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -45,7 +59,21 @@ func (q *Queue) Enter(size int64) (*Place, *backend.Refusal) {
 	}
 	q.held++
 	q.used += size
-	return &Place{q: q, size: size}, nil
+	p := &Place{q: q, size: size, turn: make(chan struct{}), left: make(chan struct{})}
+	q.waiting = append(q.waiting, p)
+	q.advance()
+	return p, nil
+}
+
+// advance gives free turns to those that wait; q.mu is held.
+func (q *Queue) advance() {
+	for q.running < q.most && len(q.waiting) > 0 {
+		p := q.waiting[0]
+		q.waiting = slices.Delete(q.waiting, 0, 1)
+		q.running++
+		p.state = runs
+		close(p.turn)
+	}
 }
 
 func refuse(reason string) *backend.Refusal {
@@ -59,31 +87,35 @@ func refuse(reason string) *backend.Refusal {
 // was left.
 func (p *Place) Wait(ctx context.Context) error {
 	select {
-	case p.q.turns <- struct{}{}:
+	case <-p.turn:
+	case <-p.left:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	p.q.mu.Lock()
-	defer p.q.mu.Unlock()
-	if p.left {
-		<-p.q.turns
+	select {
+	case <-p.left:
 		return context.Canceled
+	default:
+		return nil
 	}
-	p.turn = true
-	return nil
 }
 
 // Leave gives the place back; leaving twice is no error.
 func (p *Place) Leave() {
 	p.q.mu.Lock()
 	defer p.q.mu.Unlock()
-	if p.left {
+	switch p.state {
+	case gone:
 		return
+	case runs:
+		p.q.running--
+	case waits:
+		i := slices.Index(p.q.waiting, p)
+		p.q.waiting = slices.Delete(p.q.waiting, i, i+1)
 	}
-	p.left = true
+	p.state = gone
+	close(p.left)
 	p.q.held--
 	p.q.used -= p.size
-	if p.turn {
-		<-p.q.turns
-	}
+	p.q.advance()
 }

@@ -19,6 +19,14 @@ func enter(t *testing.T, q *Queue, size int64) *Place {
 	return p
 }
 
+// empty checks that nothing is held.
+func empty(t *testing.T, q *Queue) {
+	t.Helper()
+	if q.held != 0 || q.used != 0 || q.running != 0 || len(q.waiting) != 0 {
+		t.Errorf("left behind: %d calls, %d bytes, %d running, %d waiting", q.held, q.used, q.running, len(q.waiting))
+	}
+}
+
 func TestOnlySoManyRunAtOnce(t *testing.T) {
 	q := New(3, 100, 1000)
 	var running, most atomic.Int32
@@ -41,9 +49,7 @@ func TestOnlySoManyRunAtOnce(t *testing.T) {
 	if most.Load() > 3 {
 		t.Errorf("%d ran at once", most.Load())
 	}
-	if q.held != 0 || q.used != 0 || len(q.turns) != 0 {
-		t.Errorf("left behind: %d calls, %d bytes, %d turns", q.held, q.used, len(q.turns))
-	}
+	empty(t, q)
 }
 
 func TestWhatIsOverABoundIsRefusedAtOnce(t *testing.T) {
@@ -61,9 +67,7 @@ func TestWhatIsOverABoundIsRefusedAtOnce(t *testing.T) {
 	b.Leave()
 	// A call that is larger than the bound has it for itself.
 	enter(t, q, 500).Leave()
-	if q.held != 0 || q.used != 0 {
-		t.Errorf("%d calls, %d bytes", q.held, q.used)
-	}
+	empty(t, q)
 }
 
 func TestWhoWaitsGivesUpWithItsContext(t *testing.T) {
@@ -91,7 +95,53 @@ func TestWhoWaitsGivesUpWithItsContext(t *testing.T) {
 	// Left while it waited: the turn goes on to others.
 	fourth := enter(t, q, 0)
 	fourth.Leave()
-	if err := fourth.Wait(t.Context()); !errors.Is(err, context.Canceled) || len(q.turns) != 0 {
-		t.Errorf("%v, %d turns", err, len(q.turns))
+	if err := fourth.Wait(t.Context()); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
 	}
+	empty(t, q)
+}
+
+// Each runs until its answer is read: were a later call to run first, who reads in
+// order would wait for ever.
+func TestTurnsGoInTheOrderOfEntry(t *testing.T) {
+	q := New(2, 20, 100)
+	var places []*Place
+	for range 20 {
+		places = append(places, enter(t, q, 1))
+	}
+	// Those that entered last ask first.
+	asked := make([]chan error, len(places))
+	for i := len(places) - 1; i >= 0; i-- {
+		asked[i] = make(chan error, 1)
+		started := make(chan struct{})
+		go func() {
+			close(started)
+			asked[i] <- places[i].Wait(t.Context())
+		}()
+		<-started
+	}
+	for i, p := range places {
+		if err := <-asked[i]; err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
+		for later := i + 2; later < len(places); later++ {
+			if places[later].state != waits {
+				t.Fatalf("call %d runs before call %d ended", later, i)
+			}
+		}
+		p.Leave()
+	}
+	empty(t, q)
+}
+
+func TestWhoLeavesTheMiddleOfTheQueueHoldsNobodyUp(t *testing.T) {
+	q := New(1, 10, 100)
+	first, second, third := enter(t, q, 0), enter(t, q, 0), enter(t, q, 0)
+	second.Leave()
+	first.Leave()
+	if err := third.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	third.Leave()
+	empty(t, q)
 }
