@@ -270,6 +270,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET "+listsPath, s.list)
 	mux.HandleFunc("GET "+healthPath, s.health)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = read(w, r, "", limits.PKIRequestBytes) // whatever it is
 		s.refuse(w, r, fault.New(fault.NotFound, "request", "there is nothing by this name and method"))
 	})
 	return mux
@@ -330,15 +331,13 @@ func (s *server) issuing(do func(*http.Request, *request, *x509.CertificateReque
 }
 
 func (s *server) issue(w http.ResponseWriter, r *http.Request, do func(*http.Request, *request, *x509.CertificateRequest) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
-	if !s.addresses.allow(callerOf(r.RemoteAddr), s.o.Clock()) {
+	allowed := s.addresses.allow(callerOf(r.RemoteAddr), s.o.Clock()) // what is malformed counts, too
+	body, err := read(w, r, jsonType, limits.PKIRequestBytes)
+	if !allowed {
 		return nil, tooMany("this address asks too often")
 	}
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != jsonType {
-		return nil, fault.New(fault.Usage, "request", "is not of type %s", jsonType)
-	}
-	body, err := limits.Read(http.MaxBytesReader(w, r.Body, limits.PKIRequestBytes+1), limits.PKIRequestBytes)
 	if err != nil {
-		return nil, fault.Wrap(err, fault.Usage, "request", "cannot be read")
+		return nil, err
 	}
 	// Only now, so that who sends slowly takes nobody's place.
 	select {
@@ -352,6 +351,20 @@ func (s *server) issue(w http.ResponseWriter, r *http.Request, do func(*http.Req
 		return nil, err
 	}
 	return do(r, parsed, csr)
+}
+
+// read reads the body of a request, which must be of the type. What is refused
+// anyway is read, too: a connection that is closed with bytes unread is reset, and
+// the answer may be lost with it.
+func read(w http.ResponseWriter, r *http.Request, wanted string, limit int64) ([]byte, error) {
+	body, err := limits.Read(http.MaxBytesReader(w, r.Body, limit+1), limit)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, "request", "cannot be read")
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != wanted {
+		return nil, fault.New(fault.Usage, "request", "is not of type %s", wanted)
+	}
+	return body, nil
 }
 
 func tooMany(format string, args ...any) error {

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"encoding/base64"
-	"mime"
 	"net/http"
 	"net/url"
 	"strings"
@@ -43,13 +42,9 @@ func (s *server) signed(next http.Handler) http.Handler {
 
 // query bounds and reads a request of the type, and answers it.
 func (s *server) query(w http.ResponseWriter, r *http.Request, wanted string, answer func(http.ResponseWriter, *http.Request, []byte)) {
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != wanted {
-		s.refuse(w, r, fault.New(fault.Usage, "request", "is not of type %s", wanted))
-		return
-	}
-	body, err := limits.Read(http.MaxBytesReader(w, r.Body, limits.PKIQueryBytes+1), limits.PKIQueryBytes)
+	body, err := read(w, r, wanted, limits.PKIQueryBytes)
 	if err != nil {
-		s.refuse(w, r, fault.Wrap(err, fault.Usage, "request", "cannot be read"))
+		s.refuse(w, r, err)
 		return
 	}
 	s.answer(w, r, body, answer)
