@@ -154,7 +154,7 @@ func (tk *task) killed(signal string) uint32 {
 	select {
 	case s := <-exit:
 		return s.ExitCode()
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		tk.t.Fatalf("%s did not end the task", signal)
 	}
 	return 0
