@@ -43,10 +43,10 @@ func serveChild(dir string) error {
 	}
 	o := ServerOptions{
 		CA: ca, Listen: "127.0.0.1:0", Names: []string{"127.0.0.1"}, Clock: time.Now, Log: slog.New(slog.DiscardHandler),
-		Ready: func(address, _ string) { fmt.Println(address) },
+		Ready: func(at Addresses) { fmt.Println(at.Server) },
 	}
 	if os.Getenv(childListsEnv) != "" {
-		o.ListsListen, o.Ready = "127.0.0.1:0", func(_, lists string) { fmt.Println(lists) }
+		o.ListsListen, o.Ready = "127.0.0.1:0", func(at Addresses) { fmt.Println(at.Lists) }
 	}
 	return Serve(context.Background(), o)
 }

@@ -61,6 +61,7 @@ type running struct {
 	tb         testing.TB
 	ca         *pki.CA
 	url, lists string
+	metrics    string       // its address
 	shift      atomic.Int64 // of the server's clock
 	log        *safeBuffer
 	stop       func() error
@@ -99,10 +100,10 @@ func startWith(tb testing.TB, prepare func(*pki.CA)) *running {
 	ended, ready := make(chan error, 1), make(chan struct{})
 	go func() {
 		ended <- Serve(ctx, ServerOptions{
-			CA: r.ca, Listen: "127.0.0.1:0", ListsListen: "127.0.0.1:0", Names: []string{"127.0.0.1"}, Clock: r.now,
+			CA: r.ca, Listen: "127.0.0.1:0", ListsListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", Names: []string{"127.0.0.1"}, Clock: r.now,
 			Log: slog.New(slog.NewTextHandler(r.log, nil)),
-			Ready: func(address, lists string) {
-				r.url, r.lists = "https://"+address, "http://"+lists
+			Ready: func(at Addresses) {
+				r.url, r.lists, r.metrics = "https://"+at.Server, "http://"+at.Lists, "http://"+at.Metrics
 				close(ready)
 			},
 		})
@@ -723,7 +724,7 @@ func TestAServerRefusesToStart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := Serve(t.Context(), ServerOptions{CA: c.ca(t), Listen: c.listen, Names: c.names, Clock: time.Now, Log: slog.New(slog.DiscardHandler),
-				Ready: func(string, string) { t.Error("it answers") }})
+				Ready: func(Addresses) { t.Error("it answers") }})
 			if fault.ReasonOf(err) != c.want {
 				t.Error(err)
 			}

@@ -45,6 +45,9 @@ type ServerOptions struct {
 	// HTTP, as is usual for them, with time stamps and OCSP answers if the CA has
 	// these services: what is signed needs no TLS. Empty for none.
 	ListsListen string
+	// MetricsListen is an address where metrics are served over plain HTTP. They
+	// name no client. Empty for none.
+	MetricsListen string
 	// Names are the host names and addresses of the certificate that the server
 	// makes for itself.
 	Names []string
@@ -55,9 +58,14 @@ type ServerOptions struct {
 	// nobody sets; nil is the system's. Stamps are made while Clock agrees with it.
 	Elapsed func() time.Duration
 	Log     *slog.Logger
-	// Ready is told the addresses once the server answers; lists is empty if they
-	// are not served apart.
-	Ready func(address, lists string)
+	// Ready is told the addresses once the server answers.
+	Ready func(Addresses)
+}
+
+// Addresses are where a server answers, HOST:PORT; those that it does not serve are
+// empty.
+type Addresses struct {
+	Server, Lists, Metrics string
 }
 
 type server struct {
@@ -72,6 +80,7 @@ type server struct {
 	steady    steady
 	queries   *callers
 	answering chan struct{}
+	metrics   *metrics
 
 	mu        sync.Mutex       // of own and responder
 	own       *tls.Certificate // guarded by mu
@@ -86,32 +95,45 @@ func Serve(ctx context.Context, o ServerOptions) error {
 	if err != nil {
 		return err
 	}
-	l, err := listen(ctx, o.Listen)
-	if err != nil {
-		return err
-	}
-	servers := []*http.Server{s.httpServer(s.signed(s.routes()))}
-	serve := []func() error{func() error {
-		return servers[0].ServeTLS(newBounded(l, limits.PKIConnections, limits.PKIAddressConnections), "", "")
-	}}
-	lists := ""
-	if o.ListsListen != "" {
-		plain, err := listen(ctx, o.ListsListen)
-		if err != nil {
-			return errors.Join(err, l.Close())
+	var at Addresses
+	var listeners []net.Listener
+	var servers []*http.Server
+	var serve []func() error
+	for _, part := range []struct {
+		address string
+		handler http.Handler
+		secure  bool
+		told    *string
+	}{
+		{o.Listen, s.metrics.timed(s.signed(s.routes())), true, &at.Server},
+		{o.ListsListen, s.metrics.timed(s.signed(http.HandlerFunc(s.list))), false, &at.Lists},
+		{o.MetricsListen, s.metrics.handler(), false, &at.Metrics},
+	} {
+		if part.address == "" && !part.secure {
+			continue
 		}
-		lists = plain.Addr().String()
-		servers = append(servers, s.httpServer(s.signed(http.HandlerFunc(s.list))))
-		serve = append(serve, func() error {
-			return servers[1].Serve(newBounded(plain, limits.PKIConnections, limits.PKIAddressConnections))
-		})
+		l, err := listen(ctx, part.address)
+		if err != nil {
+			for _, l := range listeners {
+				err = errors.Join(err, l.Close())
+			}
+			return err
+		}
+		*part.told = l.Addr().String()
+		hs, bounded := s.httpServer(part.handler), newBounded(l, limits.PKIConnections, limits.PKIAddressConnections)
+		listeners, servers = append(listeners, l), append(servers, hs)
+		if part.secure {
+			serve = append(serve, func() error { return hs.ServeTLS(bounded, "", "") })
+		} else {
+			serve = append(serve, func() error { return hs.Serve(bounded) })
+		}
 	}
 	ended := make(chan error, len(serve))
 	for _, run := range serve {
 		go func() { ended <- run() }()
 	}
 	if o.Ready != nil {
-		o.Ready(l.Addr().String(), lists)
+		o.Ready(at)
 	}
 	err = s.wait(ctx, ended)
 	return errors.Join(err, s.drain(ctx, servers))
@@ -133,18 +155,17 @@ func newServer(o ServerOptions) (*server, error) {
 		slots:     make(chan struct{}, limits.PKIIssuing),
 		queries:   newCallers(limits.PKIQueryBurst, time.Minute, limits.PKIQueriesPerMinute),
 		answering: make(chan struct{}, limits.PKIAnswering),
-	}
-	if err := s.refresh(); err != nil {
-		return nil, err
+		metrics:   newMetrics(),
 	}
 	if _, err := s.certificate(nil); err != nil {
 		return nil, err
 	}
-	if !o.CA.Services() {
-		return s, nil
+	if o.CA.Services() {
+		if _, err := s.ocspResponder(); err != nil {
+			return nil, err
+		}
 	}
-	_, err := s.ocspResponder()
-	return s, err
+	return s, s.refresh()
 }
 
 func listen(ctx context.Context, address string) (net.Listener, error) {
@@ -196,10 +217,43 @@ func (s *server) wait(ctx context.Context, ended <-chan error) error {
 func (s *server) refresh() error {
 	until, err := s.o.CA.Refresh(s.o.Clock())
 	s.healthy.Store(err == nil && s.o.Clock().Before(until))
+	s.measure(until)
 	if err != nil {
 		return err
 	}
 	return errors.Join(s.watchRootList(s.o.Clock()), s.watchTime(s.o.Clock()))
+}
+
+// measure tells the metrics how long lists, of which that of the agent CA ends at
+// until, and certificates count.
+func (s *server) measure(until time.Time) {
+	m, ca := s.metrics, s.o.CA
+	m.current.Set(0)
+	if s.healthy.Load() {
+		m.current.Set(1)
+	}
+	roots, err := ca.RootListEnd()
+	if err != nil {
+		roots = time.Time{}
+	}
+	set(m.lists, "agent", until)
+	set(m.lists, "roots", roots)
+	set(m.certs, "root", ca.Root().NotAfter)
+	set(m.certs, "agent", ca.Agent().NotAfter)
+	if c := ca.Time(); c != nil {
+		set(m.certs, "timestamp", c.NotAfter)
+	}
+	if c := s.o.Certificate; c != nil && c.Leaf != nil {
+		set(m.certs, "server", c.Leaf.NotAfter)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.own != nil {
+		set(m.certs, "server", s.own.Leaf.NotAfter)
+	}
+	if s.responder != nil {
+		set(m.certs, "ocsp", s.responder.Cert.NotAfter)
+	}
 }
 
 // watchTime warns of a time stamp authority that stamps no more, or soon, once a day,
@@ -282,6 +336,7 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	s.metrics.count(r, "")
 	_, _ = w.Write([]byte("ok\n")) // the client has gone if this fails
 }
 
@@ -315,6 +370,7 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) {
 	// one.
 	w.Header().Set("ETag", `"`+strconv.FormatInt(info.ModTime().UnixNano(), 36)+"-"+strconv.FormatInt(info.Size(), 36)+`"`)
 	http.ServeContent(w, r, "", time.Time{}, f)
+	s.metrics.count(r, "")
 }
 
 // issuing bounds what may end in a certificate, and reads the request.
@@ -325,6 +381,7 @@ func (s *server) issuing(do func(*http.Request, *request, *x509.CertificateReque
 			s.refuse(w, r, err)
 			return
 		}
+		s.metrics.count(r, "")
 		s.o.Log.Info("issued", "address", r.RemoteAddr, "path", r.URL.Path, "email", chain[0].EmailAddresses, "serial", chain[0].SerialNumber.Text(16))
 		s.reply(w, http.StatusOK, answer{Chain: encodeChain(chain)})
 	}
@@ -402,10 +459,12 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var fe *fault.Error
 	// What is about a file is the server's own, too.
 	if !ok || !errors.As(err, &fe) || filepath.IsAbs(fe.On) {
+		s.metrics.count(r, fault.Internal)
 		s.o.Log.Error("failed", "address", r.RemoteAddr, "path", r.URL.Path, "error", err)
 		s.reply(w, http.StatusInternalServerError, refusal{Reason: fault.Internal, Message: "the certificate authority failed; its log says why"})
 		return
 	}
+	s.metrics.count(r, f.Reason)
 	s.o.Log.Warn("refused", "address", r.RemoteAddr, "method", r.Method, "path", fault.OneLine(r.URL.Path), "reason", f.Reason, "error", err)
 	bare := *fe
 	bare.Hint = ""

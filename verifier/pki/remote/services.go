@@ -87,6 +87,7 @@ func (s *server) stamp(w http.ResponseWriter, r *http.Request, query []byte) {
 
 // told logs an answer, or the refusal that is one.
 func (s *server) told(r *http.Request, err error, what string, more ...any) {
+	s.metrics.count(r, fault.ReasonOf(err))
 	switch {
 	case err == nil:
 		s.o.Log.Info(what, append([]any{"address", r.RemoteAddr}, more...)...)

@@ -128,6 +128,7 @@ func (i *issuer) renew(ctx context.Context, key crypto.Signer, o pki.LeafOptions
 type serveOptions struct {
 	ca                caFlags
 	listen, lists     string
+	metrics           string
 	names             []string
 	certFile, certKey string
 	certificate       *tls.Certificate
@@ -147,6 +148,9 @@ certificate that is revoked is on the list at once.
 If there is a time stamp authority (mentatctl pki services), requests for time stamps
 are answered under /tsa (RFC 3161) and those about the state of certificates under
 /ocsp (RFC 6960), on both addresses: what is signed needs no TLS.
+
+Metrics are served where --metrics-listen says, and nowhere without it: requests by
+result, and when the lists and certificates end. They name no client.
 
 The agent CA's key is held in memory, or stays in its PKCS #11 token: its passphrase
 or PIN comes from --agent-passphrase-file, from the environment, or is asked for. Without --tls-cert
@@ -169,6 +173,7 @@ makes it anew as long as it runs.`,
 	o.ca.addKey(cmd)
 	cmd.Flags().StringVar(&o.listen, "listen", "127.0.0.1:8443", "serve on this `ADDRESS`, as HOST:PORT or :PORT for every address")
 	cmd.Flags().StringVar(&o.lists, "lists-listen", "", "serve the revocation lists, time stamps and OCSP answers over plain HTTP on this `ADDRESS`, too")
+	cmd.Flags().StringVar(&o.metrics, "metrics-listen", "", "serve /metrics for Prometheus over plain HTTP on this `ADDRESS`, too")
 	cmd.Flags().StringSliceVar(&o.names, "name", nil, "the host `NAME` or address that clients know the server by; may be repeated (default: that of --listen)")
 	cmd.Flags().StringVar(&o.certFile, "tls-cert", "", "the server's certificate and its chain, a PEM `FILE`")
 	cmd.Flags().StringVar(&o.certKey, "tls-key", "", "the key of that certificate, a PEM `FILE`")
@@ -208,9 +213,9 @@ func (a *app) pkiServe(ctx context.Context, ca *pki.CA, o *serveOptions) error {
 	}
 	log := slog.New(handler)
 	return remote.Serve(ctx, remote.ServerOptions{
-		CA: ca, Listen: o.listen, ListsListen: o.lists, Names: o.names, Certificate: o.certificate, Clock: a.now, Log: log,
-		Ready: func(address, lists string) {
-			log.Info("the certificate authority is served", "address", address, "lists", lists, "directory", ca.Dir())
+		CA: ca, Listen: o.listen, ListsListen: o.lists, MetricsListen: o.metrics, Names: o.names, Certificate: o.certificate, Clock: a.now, Log: log,
+		Ready: func(at remote.Addresses) {
+			log.Info("the certificate authority is served", "address", at.Server, "lists", at.Lists, "metrics", at.Metrics, "directory", ca.Dir())
 		},
 	})
 }
