@@ -185,7 +185,7 @@ func (c *collector) takeRuns(pending *[]chain.Pending) (over []*run, more bool, 
 			c.runs[key] = r
 		}
 		// Whether it is over is asked first: what is read then is all there is.
-		ended := r.id.Over() && (r.executed || r.source.Began() || r.id.Settled(c.clock()))
+		ended := c.ended(r)
 		drained, err := c.takeRun(r, pending)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -207,6 +207,18 @@ func (c *collector) takeRuns(pending *[]chain.Pending) (over []*run, more bool, 
 		}
 	}
 	return over, more, nil
+}
+
+// ended reports whether the run's container is gone for good. That records were
+// written shows that it was prepared, unless it is being prepared again.
+func (c *collector) ended(r *run) bool {
+	if !r.id.Over() {
+		return false
+	}
+	if id, err := c.spools.Identity(r.id.Key); err == nil {
+		r.id = id
+	}
+	return r.id.Settled(c.clock()) || !r.id.Again && (r.executed || r.source.Began())
 }
 
 func (c *collector) open(key string) *run {

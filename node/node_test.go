@@ -273,6 +273,46 @@ func TestARunsRecordsGoIntoTheLogOnce(t *testing.T) {
 	}
 }
 
+// Between the old mark and the new one a container that is created anew looks like
+// one that ended.
+func TestACreateThatIsRetriedKeepsItsDirectory(t *testing.T) {
+	b := newBench(t)
+	id, takeMark := b.run("again")
+	decide := func(capability string) {
+		r := b.recorder(id)
+		r.Decision(audit.Choice{Time: b.clock(), Run: "1", Capability: capability, Rule: "none"})
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	decide("env:A")
+	b.collect()
+	b.advance(time.Minute)
+	id.Created = audit.At(b.clock())
+	if err := b.spools.Replace(id); err != nil {
+		t.Fatal(err)
+	}
+	takeMark()
+	b.collect()
+	if keys, err := b.spools.Runs(); err != nil || !slices.Equal(keys, []string{id.Key}) {
+		t.Fatalf("what is being prepared again was taken for ended: %v, %v", keys, err)
+	}
+	if err := os.WriteFile(id.Mark, []byte(id.Key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	decide("env:B")
+	b.collect()
+	takeMark()
+	b.advance(time.Minute)
+	b.collect()
+	if got := of[audit.Decision](b, audit.EventDecision); len(got) != 2 || got[1].Capability != "env:B" {
+		t.Errorf("%+v", got)
+	}
+	if keys, err := b.spools.Runs(); err != nil || len(keys) > 0 {
+		t.Errorf("still waiting: %v, %v", keys, err)
+	}
+}
+
 func TestAHostThatWasKilledHasAnExecutionRecordAllTheSame(t *testing.T) {
 	b := newBench(t)
 	killed, endKilled := b.run("killed")

@@ -190,6 +190,9 @@ type Identity struct {
 	// Mark is a file that holds Key until the container is gone.
 	Mark    string `json:"mark"`
 	Created Time   `json:"created"`
+	// Again says that the container is created anew in a bundle whose earlier host
+	// may have written records ([Spools.Replace]).
+	Again bool `json:"again,omitempty"`
 }
 
 // Clean is a text from outside as a record holds it: one line, of no more than

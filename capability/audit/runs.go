@@ -86,8 +86,11 @@ func (s Spools) Add(id Identity, uid, gid int) error {
 	return nil
 }
 
-// Replace writes anew what is known of a run whose directory is there already.
+// Replace writes anew what is known of a run whose directory is there already. It
+// comes before the old mark goes: who misses the mark reads that there will be
+// another.
 func (s Spools) Replace(id Identity) error {
+	id.Again = true
 	dir := filepath.Join(string(s), runDir, id.Key)
 	data, err := json.Marshal(id)
 	if err == nil {
