@@ -20,8 +20,8 @@ GOBUILD  := go build -trimpath -buildvcs=false
 TAGS     := grpcnotrace
 
 # Static glibc warns about what wasmtime could look up and mentat-host never
-# does: users, hosts and plugins.
-QUIETLD  := $(shell ld --help 2>/dev/null | grep -q -e --no-warnings && echo -Wl,--no-warnings)
+# does: users, hosts and plugins. Asked when it is used: before, there may be no ld.
+QUIETLD   = $(shell ld --help 2>/dev/null | grep -q -e --no-warnings && echo -Wl,--no-warnings)
 
 PROGRAMS := mentatctl containerd-shim-mentat-v1 mentat-shim mentat mentat-verifier
 # What the tests drive, pinned in a module of its own, so that none of it
