@@ -10,7 +10,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/mentatlab/mentat/host/backend"
@@ -24,28 +23,17 @@ var errTimeout = errors.New("the call's time is over")
 
 // call is one fetch ([backend.Answer]).
 type call struct {
-	o      *opened
-	limit  time.Duration
-	place  *queue.Place
-	ended  func() *backend.Refusal
-	cancel context.CancelFunc
-
-	// ready is closed when the fields below are set.
-	ready   chan struct{}
-	head    json.RawMessage
-	body    io.Reader
-	closer  io.Closer
-	refusal *backend.Refusal
-
-	mu   sync.Mutex
-	last error // what the body ended with; guarded by mu
+	*backend.Pending
+	o     *opened
+	place *queue.Place
+	ended func() *backend.Refusal // how the context ended; nil while it lasts
 }
 
 // start begins a fetch in the background.
 func start(parent context.Context, o *opened, r request, place *queue.Place, limit time.Duration) *call {
 	ctx, cancel := context.WithTimeoutCause(parent, limit, errTimeout)
-	c := &call{o: o, limit: limit, place: place, cancel: cancel, ready: make(chan struct{})}
-	c.ended = func() *backend.Refusal { return ended(ctx, limit) }
+	c := &call{o: o, place: place, ended: func() *backend.Refusal { return ended(ctx, limit) }}
+	c.Pending = backend.NewPending(c.failed, cancel)
 	// However the call ends, its place is free.
 	context.AfterFunc(ctx, place.Leave)
 	go c.run(ctx, r)
@@ -67,41 +55,33 @@ func ended(ctx context.Context, limit time.Duration) *backend.Refusal {
 }
 
 func (c *call) run(ctx context.Context, r request) {
-	defer close(c.ready)
 	if err := c.place.Wait(ctx); err != nil {
-		c.refuse(c.failed(err))
+		c.Refuse(c.failed(err))
 		return
 	}
 	resp, final, refusal := c.o.exchange(ctx, r)
 	if refusal != nil {
-		if over := c.ended(); over != nil {
-			refusal = over
-		}
-		c.refuse(refusal)
+		c.Refuse(c.failed(refusal))
 		return
 	}
-	if refusal := c.accept(resp, final); refusal != nil || ctx.Err() != nil {
-		// Nobody reads it.
-		_ = resp.Body.Close()
-		c.refuse(refusal)
+	// However the call ends, the connection is free.
+	context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
+	head, refusal := c.accept(resp, final)
+	if refusal != nil {
+		c.Refuse(c.failed(refusal))
+		return
 	}
+	c.Answer(head, c.o.b.mask.Reader(&bounded{r: resp.Body, left: c.o.b.limits.ResponseBytes}))
 }
 
-func (c *call) refuse(refusal *backend.Refusal) {
+// failed explains an error of the exchange, without a secret.
+func (c *call) failed(err error) *backend.Refusal {
+	refusal := c.ended()
 	if refusal == nil {
-		refusal = c.ended()
+		refusal = dialer.Explain(err)
 	}
 	refusal.Reason = c.o.b.mask.Text(refusal.Reason)
-	c.refusal = refusal
-	c.cancel()
-}
-
-// failed explains an error of the exchange.
-func (c *call) failed(err error) *backend.Refusal {
-	if over := c.ended(); over != nil {
-		return over
-	}
-	return dialer.Explain(err)
+	return refusal
 }
 
 // hopByHop are headers of an answer that are about the connection.
@@ -113,14 +93,13 @@ type responseHead struct {
 	URL     string      `json:"url"`
 }
 
-// accept makes the answer out of a response.
-func (c *call) accept(resp *http.Response, final target) *backend.Refusal {
-	most := c.o.b.limits.ResponseBytes
+// accept makes the answer's head out of a response.
+func (c *call) accept(resp *http.Response, final target) (json.RawMessage, *backend.Refusal) {
 	switch {
 	case resp.StatusCode < 200:
-		return &backend.Refusal{Code: backend.Unavailable, Reason: "the host changes to another protocol"}
-	case resp.ContentLength > most && resp.Request.Method != http.MethodHead:
-		return tooLarge()
+		return nil, &backend.Refusal{Code: backend.Unavailable, Reason: "the host changes to another protocol"}
+	case resp.ContentLength > c.o.b.limits.ResponseBytes && resp.Request.Method != http.MethodHead:
+		return nil, tooLarge()
 	}
 	mask := c.o.b.mask
 	head := responseHead{Status: resp.StatusCode, URL: mask.Text(final.String()), Headers: [][2]string{}}
@@ -134,12 +113,9 @@ func (c *call) accept(resp *http.Response, final target) *backend.Refusal {
 	}
 	data, err := json.Marshal(head)
 	if err != nil {
-		return &backend.Refusal{Code: backend.Internal, Reason: "the answer's head cannot be encoded"}
+		return nil, &backend.Refusal{Code: backend.Internal, Reason: "the answer's head cannot be encoded"}
 	}
-	c.head = data
-	c.closer = resp.Body
-	c.body = mask.Reader(&bounded{r: resp.Body, left: most})
-	return nil
+	return data, nil
 }
 
 func tooLarge() *backend.Refusal {
@@ -159,50 +135,6 @@ func (b *bounded) Read(p []byte) (int, error) {
 	}
 	b.left -= int64(n)
 	return n, err
-}
-
-// Head waits for the answer's head.
-func (c *call) Head() (json.RawMessage, *backend.Refusal) {
-	<-c.ready
-	return c.head, c.refusal
-}
-
-// Read reads the answer's body.
-func (c *call) Read(p []byte) (int, error) {
-	<-c.ready
-	if c.refusal != nil {
-		return 0, c.refusal
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.last != nil {
-		return 0, c.last
-	}
-	n, err := c.body.Read(p)
-	if err != nil {
-		c.last = err
-		if !errors.Is(err, io.EOF) {
-			c.last = c.failed(err)
-		}
-		c.release()
-		return n, c.last
-	}
-	return n, nil
-}
-
-// release ends the call and frees its place.
-func (c *call) release() {
-	c.cancel()
-	if c.closer != nil {
-		// What is not read any more has no error that matters.
-		_ = c.closer.Close()
-	}
-}
-
-// Close ends the call. It waits for nothing that another reader holds.
-func (c *call) Close() error {
-	c.cancel()
-	return nil
 }
 
 // exchange makes the request and follows redirects, each hop judged anew.

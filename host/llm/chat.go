@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -31,6 +30,7 @@ var errIdle = errors.New("the model says nothing")
 
 // call is one chat ([backend.Answer]).
 type call struct {
+	*backend.Pending
 	o      *opened
 	p      *provider
 	model  string
@@ -38,21 +38,13 @@ type call struct {
 	place  *queue.Place
 	over   func() error // why the context ended
 	cancel context.CancelCauseFunc
-
-	// ready is closed when head, lines and refusal are set.
-	ready   chan struct{}
-	head    json.RawMessage
-	lines   io.Reader
-	refusal *backend.Refusal
-
-	mu   sync.Mutex
-	last error // what the lines ended with; guarded by mu
 }
 
 // start begins a chat in the background.
 func start(parent context.Context, o *opened, p *provider, model string, body []byte, l *ledger, place *queue.Place) *call {
 	ctx, cancel := context.WithCancelCause(parent)
-	c := &call{o: o, p: p, model: model, ledger: l, place: place, cancel: cancel, ready: make(chan struct{})}
+	c := &call{o: o, p: p, model: model, ledger: l, place: place, cancel: cancel}
+	c.Pending = backend.NewPending(c.failed, func() { cancel(context.Canceled) })
 	c.over = func() error { return context.Cause(ctx) }
 	context.AfterFunc(ctx, func() {
 		place.Leave()
@@ -76,15 +68,14 @@ func (c *call) settle(said *tokens) tokens {
 }
 
 func (c *call) run(ctx context.Context, body []byte) {
-	defer close(c.ready)
 	if err := c.place.Wait(ctx); err != nil {
-		c.unused(c.failed(err))
+		c.unused(c.explain(err))
 		return
 	}
 	idle := newIdle(ctx, c.o.b.idle, c.cancel)
 	resp, err := c.p.transport.RoundTrip(c.request(ctx, body))
 	if err != nil {
-		c.unused(c.failed(err))
+		c.unused(c.explain(err))
 		return
 	}
 	// However the chat ends, the connection is free.
@@ -95,15 +86,15 @@ func (c *call) run(ctx context.Context, body []byte) {
 	}
 	t := &translator{c: c, events: newEvents(&idleReader{r: &bounded{resp.Body, limits.LLMAnswerBytes}, idle: idle})}
 	if err := t.begin(); err != nil {
-		c.refuse(c.failed(err))
+		c.Refuse(c.failed(err))
 		return
 	}
 	head, err := json.Marshal(map[string]string{"model": c.o.b.mask.Text(t.model)})
 	if err != nil {
-		c.refuse(&backend.Refusal{Code: backend.Internal, Reason: "the answer's head cannot be encoded"})
+		c.Refuse(&backend.Refusal{Code: backend.Internal, Reason: "the answer's head cannot be encoded"})
 		return
 	}
-	c.head, c.lines = head, c.o.b.mask.Reader(t)
+	c.Answer(head, c.o.b.mask.Reader(t))
 }
 
 func (c *call) request(ctx context.Context, body []byte) *http.Request {
@@ -125,17 +116,18 @@ func (c *call) request(ctx context.Context, body []byte) *http.Request {
 // unused ends a chat for which no tokens were used.
 func (c *call) unused(refusal *backend.Refusal) {
 	c.ledger.cancel()
-	c.refuse(refusal)
-}
-
-func (c *call) refuse(refusal *backend.Refusal) {
 	refusal.Reason = c.o.b.mask.Text(refusal.Reason)
-	c.refusal = refusal
-	c.cancel(context.Canceled)
+	c.Refuse(refusal)
 }
 
-// failed explains what a chat failed with.
+// failed explains what a chat failed with, without a secret.
 func (c *call) failed(err error) *backend.Refusal {
+	refusal := c.explain(err)
+	refusal.Reason = c.o.b.mask.Text(refusal.Reason)
+	return refusal
+}
+
+func (c *call) explain(err error) *backend.Refusal {
 	var refusal *backend.Refusal
 	switch cause := c.over(); {
 	case errors.As(err, &refusal):
@@ -247,43 +239,6 @@ func retryAfter(h http.Header) time.Duration {
 		d = time.Until(at)
 	}
 	return min(max(d, 0), maxRetryAfter)
-}
-
-// Head waits for the answer's head.
-func (c *call) Head() (json.RawMessage, *backend.Refusal) {
-	<-c.ready
-	return c.head, c.refusal
-}
-
-// Read reads the answer's lines.
-func (c *call) Read(p []byte) (int, error) {
-	<-c.ready
-	if c.refusal != nil {
-		return 0, c.refusal
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.last != nil {
-		return 0, c.last
-	}
-	n, err := c.lines.Read(p)
-	if err != nil {
-		c.last = err
-		if !errors.Is(err, io.EOF) {
-			refusal := c.failed(err)
-			refusal.Reason = c.o.b.mask.Text(refusal.Reason)
-			c.last = refusal
-		}
-		c.cancel(context.Canceled)
-		return n, c.last
-	}
-	return n, nil
-}
-
-// Close ends the call; the provider is hung up on.
-func (c *call) Close() error {
-	c.cancel(context.Canceled)
-	return nil
 }
 
 // idle ends a chat that says nothing for too long.
