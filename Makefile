@@ -112,18 +112,18 @@ testdeps: ## [root, if something is missing] the same, and what tests and benchm
 .PHONY: test
 test: testdeps check cross build tools previous bin/tools/containerd-old bin/tools/versitygw bin/tools/step-ca chatserver ## [root] everything: checks, unit tests, races, every module, integration, the benchmark's short form
 	@go run ./bench -pairs 2
-	@$(RUNTESTS) $(UNIT) \
+	@$(RUNTESTS) -timeout 20m $(UNIT) \
 		$(foreach m,$(MODULES),-- -C $(m) ./...) \
-		-- -race $(RACE) \
+		-- -race -timeout 20m $(RACE) \
 		-- -count=1 -timeout 30m ./integration/...
 
 .PHONY: unit
 unit: bin/tools/versitygw bin/tools/step-ca chatserver ## the main module's tests that need no root and no network
-	@$(RUNTESTS) $(UNIT)
+	@$(RUNTESTS) -timeout 20m $(UNIT)
 
 .PHONY: race
 race: bin/tools/versitygw bin/tools/step-ca chatserver ## the same with the race detector, where there are goroutines
-	@$(RUNTESTS) -race $(RACE)
+	@$(RUNTESTS) -race -timeout 20m $(RACE)
 
 .PHONY: integration
 integration: build tools previous bin/tools/containerd-old ## [root] end to end, against a private containerd and registry
