@@ -169,7 +169,7 @@ func (e *Error) Error() string {
 		if e.Msg != "" {
 			b.WriteString(": ")
 		}
-		b.WriteString(e.Err.Error())
+		b.WriteString(Text(e.Err))
 	}
 	if e.Hint != "" {
 		b.WriteString(" (")
@@ -228,6 +228,22 @@ func CLICode(err error) int {
 		return 0
 	}
 	return RowOf(ReasonOf(err)).CLI
+}
+
+// Text is err's text in one line; those of joined errors are parted by semicolons.
+func Text(err error) string {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return OneLine(err.Error())
+	}
+	var plain, parts []string
+	for _, part := range joined.Unwrap() {
+		plain, parts = append(plain, part.Error()), append(parts, Text(part))
+	}
+	if strings.Join(plain, "\n") != err.Error() {
+		return OneLine(err.Error()) // it has words of its own
+	}
+	return strings.Join(parts, "; ")
 }
 
 // OneLine folds line breaks and replaces control characters, those that turn

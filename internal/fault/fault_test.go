@@ -94,6 +94,24 @@ func TestTextCannotTurnItsDirection(t *testing.T) {
 	}
 }
 
+func TestJoinedErrorsStayApart(t *testing.T) {
+	a, b := New(NotFound, "a", "is not there"), errors.New("b\nbreaks")
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{errors.Join(a, b), "a: is not there; b breaks"},
+		{errors.Join(errors.Join(a, a), b), "a: is not there; a: is not there; b breaks"},
+		{Wrap(errors.Join(a, b), Unavailable, "x", "failed"), "x: failed: a: is not there; b breaks"},
+		{fmt.Errorf("%w and %w", a, b), "a: is not there and b breaks"},
+		{b, "b breaks"},
+	} {
+		if got := Text(c.err); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
 func TestErrorIsOneLineWithoutControlCharacters(t *testing.T) {
 	err := Wrap(errors.New("cause\nforged: line\x1b[2J"), Trap, "a\rb", "message").WithHint("do\tthis")
 	got := err.Error()
