@@ -251,7 +251,7 @@ func (t *TrustFile) Import(in TrustImport) error {
 // remembers nothing.
 func (v *Verifier) aside() *judge {
 	then := v.At(v.clock())
-	return &judge{Verifier: then, now: then.clock(), verdict: &Verdict{}}
+	return &judge{Verifier: then, now: then.clock(), data: then.clock(), verdict: &Verdict{}}
 }
 
 // unpacked writes the files into a directory and judges them there: the policy, its

@@ -584,6 +584,32 @@ func TestAVerdictRestsOnItsCountersigners(t *testing.T) {
 	}
 }
 
+// A list that ends before it would hide what is certain: that a certificate ends.
+func TestAForecastLooksBehindListsThatAreDue(t *testing.T) {
+	ends := testpki.Now.Add(72 * time.Hour)
+	raw := by(bob, func(r *testpki.Recipe) { r.Leaf.NotAfter = ends })(t)
+	n := countersignedNode(t)
+	in := Input{Reference: ref, Artifact: read(t, raw)}
+	v, until := n.verifier(t), ends.Add(time.Hour)
+	asIs := v.Forecast(t.Context(), in, until)
+	if last := asIs[len(asIs)-1]; last.Reason != fault.RevocationUnknown {
+		t.Errorf("as it is: %+v", asIs)
+	}
+	renewed := v.Renewing().Forecast(t.Context(), in, until)
+	if len(renewed) != 2 || !renewed[0].Allowed || renewed[1].Reason != fault.SignersMissing || !renewed[1].At.Equal(ends.Add(time.Nanosecond)) {
+		t.Errorf("renewed: %+v", renewed)
+	}
+	// It is for looking ahead only: the verifier itself is what it was.
+	if vd := v.At(until).Verify(t.Context(), in); vd.Allowed || vd.Reason != fault.RevocationUnknown {
+		t.Error(vd.Line())
+	}
+	// What is out of date already is not renewed.
+	n.agent = n.pki.AgentCRL(testpki.Until(testpki.Now.Add(-30 * 24 * time.Hour)))
+	if changes := n.verifier(t).Renewing().Forecast(t.Context(), in, until); changes[0].Allowed || changes[0].Reason != fault.RevocationUnknown {
+		t.Errorf("%+v", changes)
+	}
+}
+
 // Adding a countersignature changes the manifest and nothing that the first signer
 // signed: lists that deny by signed digest go on denying.
 func TestACountersignatureLeavesWhatWasSigned(t *testing.T) {

@@ -181,7 +181,7 @@ func checkResponder(r, issuer *x509.Certificate, now time.Time) error {
 	case r.IsCA || !slices.Contains(r.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning) || r.KeyUsage&x509.KeyUsageDigitalSignature == 0:
 		return bad("is not certified to answer for %q", issuer.Subject)
 	case now.Before(r.NotBefore) || now.After(r.NotAfter):
-		return bad("its certificate is not valid now")
+		return bad("its certificate is not valid at %s", stampText(now))
 	}
 	return nil
 }
@@ -260,7 +260,7 @@ func (j *judge) answered(c, issuer *x509.Certificate, src OCSPSource, stamp *Tim
 		}
 		return false, err
 	}
-	a, err := ReadOCSP(der, c, issuer, j.now)
+	a, err := ReadOCSP(der, c, issuer, j.data)
 	if err == nil {
 		j.trace.answer(a, c, j.policy.grace)
 		err = j.responder(a, issuer)
@@ -270,7 +270,7 @@ func (j *judge) answered(c, issuer *x509.Certificate, src OCSPSource, stamp *Tim
 		return false, err
 	}
 	// Half of its life is when a newer one should be there.
-	if half := a.This.Add(a.Next.Sub(a.This) / 2); j.now.Before(half) {
+	if half := a.This.Add(a.Next.Sub(a.This) / 2); j.data.Before(half) {
 		j.until(half)
 	} else {
 		j.ask(c, issuer, src)
@@ -287,9 +287,9 @@ func (j *judge) says(a *OCSPAnswer, c *x509.Certificate, stamp *TimeStamp) (fres
 		return false, badOCSP(c, "is that the responder does not know it")
 	case j.now.After(c.NotAfter) && (a.cutoff.IsZero() || a.cutoff.After(c.NotAfter)):
 		return false, badOCSP(c, "does not say that the responder still knows certificates that expired")
-	case j.now.After(a.Next.Add(j.policy.grace)):
+	case j.data.After(a.Next.Add(j.policy.grace)):
 		return false, badOCSP(c, "is out of date since %s", a.Next.Format(timeLayout))
-	case j.now.After(a.Next):
+	case j.data.After(a.Next):
 		j.warn("the OCSP answer about %q is out of date since %s; the policy's grace holds until %s", c.Subject, a.Next.Format(timeLayout), a.Next.Add(j.policy.grace).Format(timeLayout))
 		j.until(a.Next.Add(j.policy.grace))
 		return false, nil
@@ -313,7 +313,7 @@ func (j *judge) responder(a *OCSPAnswer, issuer *x509.Certificate) error {
 		if listed {
 			return fault.New(fault.RevocationUnknown, "OCSP responder "+a.responder.Subject.String(), "was revoked itself")
 		}
-		if ix.covers(a.responder) && err == nil && !j.now.After(ix.NextUpdate().Add(j.policy.grace)) {
+		if ix.covers(a.responder) && err == nil && !j.data.After(ix.NextUpdate().Add(j.policy.grace)) {
 			return nil
 		}
 	}

@@ -239,6 +239,10 @@ func (j *judge) believe(s releaseSource, path string, data []byte) (*releaseList
 	if err != nil {
 		return nil, err
 	}
+	// One that is renewed has a signer whose certificate counts then.
+	now := j.now
+	j.now = j.data
+	defer func() { j.now = now }()
 	chain, err := l.document.believe(path, poolOf(j.stores, s.stores), s.identities, j.now)
 	if err != nil {
 		return nil, err
@@ -288,12 +292,12 @@ func (j *judge) due(on string, l *releaseList) error {
 	j.trace.note(on, "number %d, %d minimum versions, %d payloads and %d modules denied", l.Number, len(l.MinimumVersions), len(l.DeniedPayloads), len(l.DeniedModules))
 	j.trace.note("signed by", "%s at %s", l.document.chain[0].Subject, stampText(l.document.timestamp))
 	j.trace.note("next", "%s", l.NextUpdate)
-	j.trace.turn(l.next.Add(time.Nanosecond), "the %s is due, unless a new one came", on)
-	j.trace.turn(end.Add(time.Nanosecond), "the %s is past its grace, unless a new one came", on)
+	j.trace.due(l.next.Add(time.Nanosecond), "the %s is due, unless a new one came", on)
+	j.trace.due(end.Add(time.Nanosecond), "the %s is past its grace, unless a new one came", on)
 	switch {
-	case j.now.After(end):
+	case j.data.After(end):
 		return fault.New(fault.RevocationUnknown, on, "is out of date since %s", l.NextUpdate).WithHint("get a new one from its signer")
-	case j.now.After(l.next):
+	case j.data.After(l.next):
 		j.warn("the %s is out of date since %s; the policy's grace holds until %s", on, l.NextUpdate, stampText(end))
 		j.until(end)
 	default:

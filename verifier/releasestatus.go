@@ -23,7 +23,7 @@ func (v *Verifier) ReleaseLists() []ReleaseList {
 	looking := v.At(v.clock())
 	var out []ReleaseList
 	for _, s := range v.policy.releases {
-		j := judge{Verifier: looking, now: v.clock(), verdict: &Verdict{}}
+		j := judge{Verifier: looking, now: v.clock(), data: v.clock(), verdict: &Verdict{}}
 		l, err := j.list(s)
 		status := ReleaseList{Name: s.name, Warnings: j.verdict.Warnings, Err: err}
 		if l != nil {

@@ -201,6 +201,16 @@ func (v *Verifier) At(t time.Time) *Verifier {
 	return &c
 }
 
+// Renewing is the verifier as it would judge if everything that is published anew
+// from time to time, revocation lists, OCSP answers and release lists, came in time
+// and said what it says now. It is for looking ahead.
+func (v *Verifier) Renewing() *Verifier {
+	present := v.clock()
+	c := *v.At(present)
+	c.renewed = func() time.Time { return present }
+	return &c
+}
+
 // Staging tells how far attestations are required at the verifier's time, and when
 // they are enforced; from is zero where no time is named. The error says why the
 // stage is [StageEnforced] although the policy names another.

@@ -106,6 +106,7 @@ func (t *Trace) Refuse(err error) {
 // the next step that ends.
 type tracer struct {
 	trace    *Trace
+	renewed  bool // revocation data and release lists never are due
 	done     map[string]Step
 	evidence []Evidence
 	parts    []Step
@@ -252,6 +253,21 @@ func (t *tracer) turn(at time.Time, format string, args ...any) {
 	t.trace.Turns = append(t.trace.Turns, Turn{at.UTC(), fault.OneLine(fmt.Sprintf(format, args...))})
 }
 
+// due notes such a moment of revocation data or a release list, which a new one
+// takes away.
+func (t *tracer) due(at time.Time, format string, args ...any) {
+	if t != nil && !t.renewed {
+		t.turn(at, format, args...)
+	}
+}
+
+// renew has revocation data and release lists be renewed for ever.
+func (t *tracer) renew() {
+	if t != nil {
+		t.renewed = true
+	}
+}
+
 // finish lays the steps out in their order, with those that were not reached.
 func (t *tracer) finish(vd *Verdict) {
 	if t == nil {
@@ -373,9 +389,9 @@ func (t *tracer) list(ix *CRLIndex, now time.Time, grace time.Duration) {
 	t.note("next", "%s", stampText(ix.NextUpdate()))
 	t.note("grace", "%s", grace)
 	t.note("revoked", "%d certificates", ix.Len())
-	t.turn(ix.ThisUpdate().Add(-clockSkew), "the revocation list of %q is no longer from the future", ix.head.Issuer)
-	t.turn(ix.NextUpdate().Add(time.Nanosecond), "the revocation list of %q is due, unless a new one came", ix.head.Issuer)
-	t.turn(ix.NextUpdate().Add(grace+time.Nanosecond), "the revocation list of %q is past its grace, unless a new one came", ix.head.Issuer)
+	t.due(ix.ThisUpdate().Add(-clockSkew), "the revocation list of %q is no longer from the future", ix.head.Issuer)
+	t.due(ix.NextUpdate().Add(time.Nanosecond), "the revocation list of %q is due, unless a new one came", ix.head.Issuer)
+	t.due(ix.NextUpdate().Add(grace+time.Nanosecond), "the revocation list of %q is past its grace, unless a new one came", ix.head.Issuer)
 }
 
 func (t *tracer) stamp(s *TimeStamp) {
@@ -397,10 +413,10 @@ func (t *tracer) answer(a *OCSPAnswer, c *x509.Certificate, grace time.Duration)
 	t.note("OCSP answer", "made %s, next %s", stampText(a.This), stampText(a.Next))
 	if a.responder != nil {
 		t.note("responder", "%s, serial %x", a.responder.Subject, a.responder.SerialNumber)
-		t.turn(a.responder.NotAfter.Add(time.Nanosecond), "%s expires", certName(a.responder))
+		t.due(a.responder.NotAfter.Add(time.Nanosecond), "%s expires", certName(a.responder))
 	}
-	t.turn(a.Next.Add(time.Nanosecond), "the OCSP answer about %q is due, unless a new one came", c.Subject)
-	t.turn(a.Next.Add(grace+time.Nanosecond), "the OCSP answer about %q is past its grace, unless a new one came", c.Subject)
+	t.due(a.Next.Add(time.Nanosecond), "the OCSP answer about %q is due, unless a new one came", c.Subject)
+	t.due(a.Next.Add(grace+time.Nanosecond), "the OCSP answer about %q is past its grace, unless a new one came", c.Subject)
 }
 
 func keyText(c *x509.Certificate) string {

@@ -33,8 +33,11 @@ type Verifier struct {
 	seen       SeenTime
 	state      string
 	looking    bool // at another time than now: nothing is remembered
-	clock      func() time.Time
-	rules      digest.Digest
+	// renewed is the time that revocation data and release lists are held to, where
+	// it is another than the clock's.
+	renewed func() time.Time
+	clock   func() time.Time
+	rules   digest.Digest
 }
 
 // Config is what a verifier is made of.
@@ -218,7 +221,12 @@ func (v *Verifier) Verify(ctx context.Context, in Input) *Verdict {
 	j := judge{Verifier: v, in: in, now: v.clock(), verdict: &Verdict{
 		Trust: Untrusted, Enforced: v.policy != nil, Developer: v.policy == nil,
 	}}
+	j.data = j.now
 	j.trace = newTracer(in.Trace, j.now, v.rules)
+	if v.renewed != nil {
+		j.data = v.renewed()
+		j.trace.renew()
+	}
 	defer func() { j.trace.finish(j.verdict) }()
 	err := ctx.Err()
 	switch {
@@ -247,6 +255,7 @@ type judge struct {
 	*Verifier
 	in      Input
 	now     time.Time
+	data    time.Time // what revocation data and release lists are held to
 	verdict *Verdict
 	scope   *scope
 	name    imageref.Name
@@ -686,7 +695,7 @@ func (j *judge) revokedOne(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh
 // listed checks a certificate by its issuer's list.
 func (j *judge) listed(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh bool, err error) {
 	ix, err := j.index(issuer)
-	j.trace.list(ix, j.now, j.policy.grace)
+	j.trace.list(ix, j.data, j.policy.grace)
 	if ix == nil {
 		switch {
 		case err != nil:
@@ -713,12 +722,12 @@ func (j *judge) listed(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh boo
 		return false, fault.New(fault.RevocationUnknown, certName(c), "expired, and the revocation list of %q does not say that it still lists expired certificates", issuer.Subject)
 	case !ix.covers(c):
 		return false, fault.New(fault.RevocationUnknown, certName(c), "is not among those that the revocation list of %q speaks about", issuer.Subject)
-	case ix.ThisUpdate().After(j.now.Add(clockSkew)):
+	case ix.ThisUpdate().After(j.data.Add(clockSkew)):
 		return false, fault.New(fault.RevocationUnknown, certName(c), "the revocation list of %q is from the future", issuer.Subject)
-	case j.now.After(next.Add(j.policy.grace)):
+	case j.data.After(next.Add(j.policy.grace)):
 		return false, fault.New(fault.RevocationUnknown, certName(c), "the revocation list of %q is out of date since %s", issuer.Subject, next.Format(timeLayout)).
 			WithHint("its issuer publishes a new one (mentatctl pki crl); then refresh")
-	case j.now.After(next):
+	case j.data.After(next):
 		j.warn("the revocation list of %q is out of date since %s; the policy's grace holds until %s", issuer.Subject, next.Format(timeLayout), next.Add(j.policy.grace).Format(timeLayout))
 		j.until(next.Add(j.policy.grace))
 		return false, nil

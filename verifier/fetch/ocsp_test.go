@@ -162,7 +162,7 @@ func TestOnlyAnAuthorisedCurrentAnswerCounts(t *testing.T) {
 		{"by the signer himself", shared.OCSPBy(shared.Leaf, shared.LeafKey), fault.RevocationUnknown, "not certified to answer"},
 		{"by a responder for code", by(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} })(), fault.RevocationUnknown, "not certified to answer"},
 		{"by another CA's responder", shared.OCSPBy(foreign, foreignKey), fault.RevocationUnknown, "cannot be used"},
-		{"by an expired responder", by(func(c *x509.Certificate) { c.NotAfter = testpki.Now.Add(-time.Second) })(), fault.RevocationUnknown, "not valid now"},
+		{"by an expired responder", by(func(c *x509.Certificate) { c.NotAfter = testpki.Now.Add(-time.Second) })(), fault.RevocationUnknown, "not valid at"},
 		{"by a responder that could be revoked", by(noCheckless)(), fault.RevocationUnknown, "could be revoked"},
 		{"a refusal", ocsp.UnauthorizedErrorResponse, fault.RevocationUnknown, "the responder says"},
 		{"rubbish", []byte("rubbish"), fault.RevocationUnknown, "cannot be used"},

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,12 +44,28 @@ func (j *judgement) at(t time.Time) *judgement {
 		return j
 	}
 	then := *j
-	then.Verifier = j.At(t)
+	then.Verifier, then.elsewhen = j.At(t), true
 	return &then
 }
 
+// forecast says how the verdict changes until a time: with what is published now, and,
+// where that is another answer, as if revocation lists, OCSP answers and release lists
+// were always renewed in time. A list that ends tomorrow would hide all that comes
+// after.
+func (j *judgement) forecast(ctx context.Context, in verifier.Input, until time.Time) (asIs, renewed []verifier.Change) {
+	present := j.At(j.Now())
+	asIs, renewed = present.Forecast(ctx, in, until), present.Renewing().Forecast(ctx, in, until)
+	same := func(a, b verifier.Change) bool {
+		return a.At.Equal(b.At) && a.Allowed == b.Allowed && a.Reason == b.Reason
+	}
+	if slices.EqualFunc(asIs, renewed, same) {
+		return asIs, nil
+	}
+	return asIs, renewed
+}
+
 // forecastText shows when a verdict changes and why.
-func forecastText(w *display.Writer, changes []verifier.Change) {
+func forecastText(w *display.Writer, name string, changes []verifier.Change) {
 	lines := make([]string, 0, len(changes))
 	for _, c := range changes {
 		says := "allowed as " + string(c.Trust)
@@ -60,5 +78,5 @@ func forecastText(w *display.Writer, changes []verifier.Change) {
 		}
 		lines = append(lines, fmt.Sprintf("%s %s: %s", c.At.Format(shownTime), says, because))
 	}
-	w.List("forecast", lines)
+	w.List(name, lines)
 }

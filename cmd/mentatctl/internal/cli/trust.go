@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,6 +36,7 @@ type trustFlags struct {
 	ca         string
 	roots      []string
 	crls       []string
+	timeRoots  []string
 	identities []string
 	// capabilities is a capability policy; empty is the one of the node or beside
 	// the policy.
@@ -50,14 +53,15 @@ func (f *trustFlags) add(cmd *cobra.Command) {
 func (f *trustFlags) addRoots(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&f.roots, "root", nil, "judge by the root certificates in this PEM `FILE`; may be repeated")
 	cmd.Flags().StringArrayVar(&f.crls, "crl", nil, "a revocation list `FILE` for --root; may be repeated")
-	cmd.Flags().StringVar(&f.ca, "ca", "", "judge by the root and the revocation lists of the certificate authority in this `DIR`")
+	cmd.Flags().StringArrayVar(&f.timeRoots, "timestamp-root", nil, "believe time stamps that lead to the root certificates in this PEM `FILE`, with --root; may be repeated")
+	cmd.Flags().StringVar(&f.ca, "ca", "", "judge by the roots and the revocation lists of the certificate authority in this `DIR`")
 	cmd.Flags().StringArrayVar(&f.identities, "identity", nil, "accept this signer's `EMAIL` only, with --root or --ca; may be repeated")
 }
 
 func (f *trustFlags) check(cmd *cobra.Command) error {
 	for _, err := range []error{
 		exclusive(cmd, "policy", "config"), exclusive(cmd, "policy", "root", "ca"), exclusive(cmd, "config", "root", "ca"),
-		needs(cmd, "trust", "policy"), needs(cmd, "crl", "root"), needs(cmd, "identity", "root", "ca"),
+		needs(cmd, "trust", "policy"), needs(cmd, "crl", "root"), needs(cmd, "timestamp-root", "root"), needs(cmd, "identity", "root", "ca"),
 	} {
 		if err != nil {
 			return err
@@ -78,10 +82,16 @@ type judgement struct {
 	capabilities *policy.Policy
 	// revocation is where OCSP answers are kept.
 	revocation nodeconfig.Verify
+	// elsewhen says that it is of another time.
+	elsewhen bool
 }
 
-// Verify judges, and asks OCSP responders where the policy wants it.
+// Verify judges, and asks OCSP responders where the policy wants it: of another time
+// than now they could tell nothing.
 func (j *judgement) Verify(ctx context.Context, in verifier.Input) *verifier.Verdict {
+	if j.elsewhen {
+		return j.Verifier.Verify(ctx, in)
+	}
 	return fetch.Judge(ctx, j.Verifier, j.revocation, nil, in, j.Verifier.Verify)
 }
 
@@ -188,7 +198,7 @@ func (a *app) policyVerifier(ctx context.Context, cfg nodeconfig.Verify) (*verif
 	}
 	if err := fetch.Refresh(ctx, v, cfg, nil, false); err != nil {
 		// The verdict says what it means that a list is not there or too old.
-		a.printer().Note("warning: revocation lists were not refreshed: %v", err)
+		a.printer().Note("warning: revocation lists were not refreshed: %s", fault.Text(err))
 	}
 	return v, nil // it reads the lists when it judges
 }
@@ -216,42 +226,65 @@ func cacheDir(name string) (string, error) {
 	return dir, nil
 }
 
-// storeName is the trust store of roots from the command line.
-const storeName = "command-line"
+// The trust stores of roots from the command line.
+const (
+	storeName     = "command-line"
+	timeStoreName = "command-line-time"
+)
 
 // rootsVerifier judges by roots: everything must be signed, whoever signed.
 func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
-	roots, crls, by := f.roots, f.crls, "roots "+strings.Join(f.roots, ", ")
+	roots, timeRoots, crls, by := f.roots, f.timeRoots, f.crls, "roots "+strings.Join(f.roots, ", ")
 	if f.ca != "" {
-		roots = append(roots, filepath.Join(f.ca, pki.RootCert))
-		crls = append(crls, filepath.Join(f.ca, filepath.FromSlash(pki.RootCRL)), filepath.Join(f.ca, filepath.FromSlash(pki.AgentCRL)))
+		in := func(name string) string { return filepath.Join(f.ca, filepath.FromSlash(name)) }
+		roots, crls = append(roots, in(pki.RootCert)), append(crls, in(pki.RootCRL), in(pki.AgentCRL))
+		if _, err := os.Lstat(in(pki.TimeRootCert)); err == nil {
+			timeRoots, crls = append(timeRoots, in(pki.TimeRootCert)), append(crls, in(pki.TimeCRL))
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fault.Wrap(err, fault.AccessDenied, in(pki.TimeRootCert), "cannot be read")
+		}
 		by = "certificate authority " + f.ca
 	}
-	var trusted []*x509.Certificate
-	for _, path := range roots {
-		certs, err := readChain(path, "root certificate")
+	stores := map[string]*verifier.Store{}
+	for name, paths := range map[string][]string{storeName: roots, timeStoreName: timeRoots} {
+		if len(paths) == 0 {
+			continue
+		}
+		store, err := readStore(name, paths)
 		if err != nil {
 			return nil, err
 		}
-		trusted = append(trusted, certs...)
+		stores[name] = store
 	}
-	store, err := verifier.NewStore(storeName, trusted...)
-	if err != nil {
-		return nil, err
-	}
-	trust, err := verifier.ParsePolicy("the command line", rootsPolicy(f.identities))
+	trust, err := verifier.ParsePolicy("the command line", rootsPolicy(f.identities, len(timeRoots) > 0))
 	if err != nil {
 		return nil, err
 	}
 	source := &crlFiles{app: a, paths: crls}
-	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Stamps: timestamp.Reader{}, Clock: a.now})
+	v, err := verifier.New(verifier.Config{Policy: trust, Stores: stores, Revocation: source, Stamps: timestamp.Reader{}, Clock: a.now})
 	if err != nil {
 		return nil, err
 	}
 	return f.judgement(v, by, nodeconfig.Capability{Media: nodeMedia})
 }
 
-func rootsPolicy(identities []string) []byte {
+func readStore(name string, paths []string) (*verifier.Store, error) {
+	var trusted []*x509.Certificate
+	for _, path := range paths {
+		certs, err := readChain(path, "root certificate")
+		if err != nil {
+			return nil, err
+		}
+		trusted = append(trusted, certs...)
+	}
+	return verifier.NewStore(name, trusted...)
+}
+
+func rootsPolicy(identities []string, stamps bool) []byte {
+	timeStores := ""
+	if stamps {
+		timeStores = "    timestamp_stores: [" + timeStoreName + "]\n"
+	}
 	who := []string{`"any"`}
 	if len(identities) > 0 {
 		who = nil
@@ -264,12 +297,12 @@ scopes:
   - name: command line
     match: ["*"]
     stores: [%s]
-    identities: [%s]
+%s    identities: [%s]
     unsigned_containers: deny
     unsigned_agents: deny
     binding: none
 outside: {ordinary_images: deny}
-`, storeName, strings.Join(who, ", "))
+`, storeName, timeStores, strings.Join(who, ", "))
 }
 
 // readChain reads the certificates in a PEM file; what says which they should be.

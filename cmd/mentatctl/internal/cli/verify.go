@@ -38,6 +38,9 @@ type verified struct {
 	Explanation *verifier.Trace `json:"explanation,omitempty"`
 	// Forecast is how the verdict changes from now until --at.
 	Forecast []verifier.Change `json:"forecast,omitempty"`
+	// Renewed is the same as if revocation lists, OCSP answers and release lists were
+	// renewed in time, where that is another answer.
+	Renewed []verifier.Change `json:"forecast_if_renewed,omitempty"`
 }
 
 func (r *verifyResult) Text(w *display.Writer) {
@@ -62,13 +65,17 @@ func (r *verifyResult) Text(w *display.Writer) {
 			w.List("with", v.CountersignedAs)
 			verdictText(w, v.Verdict)
 		}
-		forecastText(w, v.Forecast)
+		forecastText(w, "forecast", v.Forecast)
+		forecastText(w, "if renewed", v.Renewed)
 		if v.Explanation != nil {
 			explainText(w, v.Explanation)
 		}
 	}
 	if !r.At.IsZero() {
 		w.Line("judged as of %s, with the policy and the revocation lists that are there now", r.At.Format(shownTime))
+		if slices.ContainsFunc(r.Targets, func(v verified) bool { return len(v.Renewed) > 0 }) {
+			w.Line("if renewed: as if revocation lists, OCSP answers and release lists came in time and said what they say now")
+		}
 	}
 	switch {
 	case !slices.ContainsFunc(r.Targets, func(v verified) bool { return v.Verdict != nil }):
@@ -116,7 +123,9 @@ signatures are checked but nobody is trusted; --root or --ca asks for a chain.
 
 With --at the verdict, and the exit code, are those of that date, by the policy and
 the revocation lists that are there now; before it stands when the verdict changes
-and why: certificates that end, lists that must be renewed, enforcement that begins.`,
+and why: certificates that end, lists that must be renewed, enforcement that begins.
+Where lists that end hide what comes after, a second forecast tells how it goes on
+if they are renewed.`,
 		Example: `  mentatctl verify agents/*/manifest.yaml
   mentatctl verify --policy policy.yaml registry.example.com/agents/hello:0.1.0
   mentatctl verify --ca ~/.mentat/ca --explain hello
@@ -198,11 +207,14 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 		if err != nil {
 			return nil, err
 		}
+		if then.elsewhen {
+			_ = j.Verify(ctx, in) // for what it fetches: the verdict is not the one that was asked for
+		}
 		in.Trace = trace
 		vd, err := judge(ctx, then, in, f)
 		v := verified{Target: name, Allowed: err == nil, Verdict: vd, Explanation: trace}
 		if o.at.After(a.now()) && j.Policy() != nil {
-			v.Forecast = j.Forecast(ctx, in, o.at.Time)
+			v.Forecast, v.Renewed = j.forecast(ctx, in, o.at.Time)
 		}
 		if len(found) > 1 {
 			v.Platform = f.platform
