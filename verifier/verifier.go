@@ -381,6 +381,7 @@ func (j *judge) integrity(a *oci.Artifact) (*Attestation, error) {
 	if err := j.check("signature", att.CheckSignature(), "%s over %s", att.Algorithm, att.SignedDigest); err != nil {
 		return nil, err
 	}
+	j.verdict.NotAfter = att.notAfter
 	if err := j.inspect(att); err != nil {
 		return nil, j.check(StepTimestamp, err, "")
 	}
@@ -835,6 +836,9 @@ type Verdict struct {
 	// Stamped is when a trusted authority saw the signature; zero without a time
 	// stamp that counts.
 	Stamped time.Time `json:"stamped,omitzero"`
+	// NotAfter is when what was signed ends, as its signer says, whatever the
+	// certificate does; zero where it says nothing.
+	NotAfter time.Time `json:"not_after,omitzero"`
 	// SignedDigest names what was signed, however the signature is encoded.
 	SignedDigest digest.Digest `json:"signed_digest,omitempty"`
 	// Signature is [NotationSignature] where the judgement was by Notary Project

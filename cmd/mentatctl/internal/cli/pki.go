@@ -152,6 +152,9 @@ makes it.`,
   mentatctl pki init --services --ocsp-url http://pki.example.com/ocsp --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := positive(cmd, "crl-life", o.AgentCRLLife); err != nil {
+				return err
+			}
 			dir, err := caDir(f.dir)
 			if err != nil {
 				return err
@@ -247,6 +250,9 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if r.Email == "" {
 				return fault.New(fault.Usage, "", "request-cert needs --email")
+			}
+			if err := positive(cmd, "validity", r.Validity); err != nil {
+				return err
 			}
 			dir, err := home()
 			if err != nil && (r.CertFile == "" || r.KeyFile == "") {

@@ -81,7 +81,7 @@ show (signed_digest); it stays the same however a signature is encoded.`,
   mentatctl trust releases --next-update 720h releases.json`,
 		Args: wantArgs(1, 1, "the list's file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.sign.check(cmd); err != nil {
+			if err := errors.Join(o.sign.check(cmd), positive(cmd, "next-update", o.next)); err != nil {
 				return err
 			}
 			r, err := a.releases(cmd.Context(), args[0], &o)

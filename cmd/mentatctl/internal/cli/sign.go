@@ -110,7 +110,7 @@ flags name others. A key variable or file may hold the certificates too.`,
     --key ~/.mentat/signing.key \
     --manifest agents/my-agent/manifest.yaml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.check(cmd); err != nil {
+			if err := errors.Join(o.check(cmd), positive(cmd, "valid-for", o.validFor)); err != nil {
 				return err
 			}
 			if o.manifest != "" {

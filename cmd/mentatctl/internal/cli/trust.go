@@ -349,6 +349,9 @@ func verdictText(w *display.Writer, vd *verifier.Verdict) {
 		}
 		w.Field(name, "%s", countersignerText(c))
 	}
+	if !vd.NotAfter.IsZero() {
+		w.Field("ends", "%s, as its signer says", vd.NotAfter.UTC().Format(shownTime))
+	}
 	w.Field("scope", "%s", vd.Scope)
 	if vd.Allowed && vd.Enforced {
 		w.Field("trust", "%s", vd.Trust)
