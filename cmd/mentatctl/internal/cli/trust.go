@@ -222,10 +222,12 @@ const storeName = "command-line"
 // rootsVerifier judges by roots: everything must be signed, whoever signed.
 func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 	roots, crls, by := f.roots, f.crls, "roots "+strings.Join(f.roots, ", ")
+	hint := "give the issuers' revocation lists with --crl"
 	if f.ca != "" {
 		roots = append(roots, filepath.Join(f.ca, pki.RootCert))
 		crls = append(crls, filepath.Join(f.ca, filepath.FromSlash(pki.RootCRL)), filepath.Join(f.ca, filepath.FromSlash(pki.AgentCRL)))
 		by = "certificate authority " + f.ca
+		hint = "name its root with --root, and the issuers' revocation lists with --crl"
 	}
 	var trusted []*x509.Certificate
 	for _, path := range roots {
@@ -244,7 +246,7 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 		return nil, err
 	}
 	source := &crlFiles{app: a, paths: crls}
-	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Stamps: timestamp.Reader{}, Clock: a.now})
+	v, err := verifier.New(verifier.Config{Policy: trust, Stores: map[string]*verifier.Store{storeName: store}, Revocation: source, Stamps: timestamp.Reader{}, ListHint: hint, Clock: a.now})
 	if err != nil {
 		return nil, err
 	}
