@@ -43,33 +43,40 @@ type trustPayload struct {
 	Files  map[string][]byte `json:"files"`
 }
 
+// starterHint is the end of hints about what a starter policy says.
+const starterHint = "; mentatctl pki policy --carry writes a policy like that"
+
 // carried lists, relative to the policy's directory, all files that the policy needs:
 // itself, roots, revocation lists with their issuers' certificates, release lists. A
 // policy that needs something else cannot be carried.
 func carried(p *Policy, policy, trust string) (map[string]string, error) {
 	dir := filepath.Dir(policy)
 	files := map[string]string{carriedPolicy: policy}
-	add := func(what, path string) error {
+	// place is where it could lie instead, and key what names it there.
+	add := func(what, path, key, place, more string) error {
 		rel, err := filepath.Rel(dir, path)
 		if err != nil || !filepath.IsLocal(rel) {
-			return fault.New(fault.PolicyInvalid, policy, "names the %s %s, which is not below its own directory", what, path)
+			at := place + "/" + filepath.Base(path)
+			return fault.New(fault.PolicyInvalid, policy, "names the %s %s, which is not below its own directory", what, path).
+				WithHint("copy it to %s beside the policy that is carried, and write %s: %s there%s", at, key, at, more)
 		}
 		files[filepath.ToSlash(rel)] = path
 		return nil
 	}
 	if len(p.ocsp) > 0 {
-		return nil, fault.New(fault.PolicyInvalid, policy, "asks OCSP responders, which a node without a network cannot")
+		return nil, fault.New(fault.PolicyInvalid, policy, "asks OCSP responders, which a node without a network cannot").
+			WithHint("leave revocation.ocsp out of the policy that is carried, and name a list of %q under revocation.crls by file:"+starterHint, p.ocsp[0].Issuer)
 	}
 	for _, src := range p.crls {
 		if src.URL != "" || src.Certificate == "" && src.File == "" {
 			return nil, fault.New(fault.PolicyInvalid, policy, "names the revocation list of %q by url, which a node without a network cannot fetch", src.Issuer).
-				WithHint("name it by file: in the policy that is carried")
+				WithHint("fetch it to crl/ beside the policy that is carried, and write file: crl/NAME there in the place of url:" + starterHint)
 		}
-		if err := add("revocation list", src.File); err != nil {
+		if err := add("revocation list", src.File, "file", "crl", starterHint); err != nil {
 			return nil, err
 		}
 		if src.Certificate != "" {
-			if err := add("certificate", src.Certificate); err != nil {
+			if err := add("certificate", src.Certificate, "certificate", "issuers", starterHint); err != nil {
 				return nil, err
 			}
 		}
@@ -77,9 +84,9 @@ func carried(p *Policy, policy, trust string) (map[string]string, error) {
 	for _, r := range p.releases {
 		if r.url != "" {
 			return nil, fault.New(fault.PolicyInvalid, policy, "names the release list %q by url, which a node without a network cannot fetch", r.name).
-				WithHint("name it by file: in the policy that is carried")
+				WithHint("fetch it to releases/ beside the policy that is carried, and write file: releases/NAME there in the place of url:")
 		}
-		if err := add("release list", r.file); err != nil {
+		if err := add("release list", r.file, "file", "releases", ""); err != nil {
 			return nil, err
 		}
 	}

@@ -486,6 +486,14 @@ func TestARefusalSaysWhoMayStillCountersign(t *testing.T) {
 	}
 }
 
+func TestARefusalNamesWhatIsThereToBeCountersigned(t *testing.T) {
+	vd := countersignedNode(t).verifier(t).Verify(t.Context(), Input{Reference: ref, Where: "stage.example.com/a:1", Artifact: read(t, with()(t))})
+	expect(t, vd, fault.SignersMissing)
+	if !strings.HasSuffix(vd.Message, "can: mentatctl countersign stage.example.com/a:1)") {
+		t.Errorf("%q", vd.Message)
+	}
+}
+
 func TestAStrangersNameDoesNotPushOutWhoIsMissing(t *testing.T) {
 	raw := by(bob, testpki.OtherRoot(t), func(r *testpki.Recipe) { r.Leaf.Subject.OrganizationalUnit = []string{strings.Repeat("é", 3000)} })(t)
 	vd := judgeRaw(t, countersignedNode(t).verifier(t), raw)

@@ -180,6 +180,7 @@ func (c *candidate) by(e Envelope, a *oci.Artifact) error {
 	if err := c.check(StepSignature, err, "%s over %s", algorithmText(content), target.Digest); err != nil {
 		return err
 	}
+	c.verdict.NotAfter = att.notAfter
 	return c.trust(att, a)
 }
 
@@ -230,7 +231,7 @@ func (c *EnvelopeContent) attestation(a *oci.Artifact) (*Attestation, error) {
 func (j *judge) adopt(c *candidate, of string) error {
 	vd, one := j.verdict, c.verdict
 	vd.Signature, vd.SignedDigest = NotationSignature, j.in.Artifact.Digest
-	vd.Trust, vd.Signer, vd.Stamped = one.Trust, one.Signer, one.Stamped
+	vd.Trust, vd.Signer, vd.Stamped, vd.NotAfter = one.Trust, one.Signer, one.Stamped, one.NotAfter
 	vd.Questions = append(vd.Questions, one.Questions...) // those about a release list are there
 	vd.Overlooked = one.Overlooked
 	vd.Warnings = append(vd.Warnings, one.Warnings...)

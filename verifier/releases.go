@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -91,14 +92,92 @@ func SignReleases(r Releases, key crypto.Signer, chain []*x509.Certificate, at t
 	return data, err
 }
 
-// ReadReleases reads a list and checks that its signature fits it; who signed is not
-// judged. Reason: [fault.SignatureInvalid].
-func ReadReleases(name string, data []byte) (*Releases, error) {
+// Successor is who signs the next of some release lists, and whose lists these are.
+type Successor struct {
+	// Chain is of who signs, leaf first.
+	Chain []*x509.Certificate
+	// Of is the address of who signed the list before, if that was somebody else.
+	Of string
+	// Roots are what the certificate of that list must lead to; without any, the
+	// authorities in Chain.
+	Roots []*x509.Certificate
+	Now   time.Time
+}
+
+// ContinueReleases reads a list for its successor, and tells who signed it. The
+// successor's signature goes under all that it says, and under what it says no more:
+// a list of anybody else is refused.
+//
+// Reasons: [fault.SignatureInvalid], [fault.IdentityUntrusted],
+// [fault.ChainUntrusted], [fault.OutsideValidity].
+func ContinueReleases(name string, data []byte, by Successor) (*Releases, *x509.Certificate, error) {
 	l, err := readReleases(name, data)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &l.Releases, nil
+	if err := by.follows(name, l.document); err != nil {
+		return nil, nil, err
+	}
+	return &l.Releases, l.document.chain[0], nil
+}
+
+// follows tells whether a document is the successor's own, by the very key or, after
+// a renewal, by the address that the same issuer certifies, or that of [Successor.Of].
+// Names alone say nothing: anybody can give himself any. A certificate that has ended
+// since is no obstacle.
+func (s Successor) follows(name string, d *document) error {
+	leaf, own := d.chain[0], s.Chain[0]
+	if s.Of == "" && samePublicKey(leaf.PublicKey, own.PublicKey) {
+		return nil
+	}
+	stranger := func(format string, args ...any) error {
+		return fault.New(fault.IdentityUntrusted, name, "is signed by %q, certified by %q, and %s", leaf.EmailAddresses, leaf.Issuer, fmt.Sprintf(format, args...)).
+			WithHint("if it is to be continued all the same, name its signer with --continues; else put back the last list that was yours: nodes keep it in verify.state")
+	}
+	was, err := address(leaf)
+	if err != nil || was == "" {
+		return stranger("not by the key that signs now")
+	}
+	if s.Of != "" {
+		if was != normalEmail(s.Of) {
+			return stranger("not by %q", s.Of)
+		}
+	} else if now, err := address(own); err != nil || was != now || !bytes.Equal(leaf.RawIssuer, own.RawIssuer) {
+		return stranger("by %q, certified by %q, from now on", own.EmailAddresses, own.Issuer)
+	}
+	if d.timestamp.After(s.Now.Add(clockSkew)) {
+		return fault.New(fault.OutsideValidity, name, "says it was made in the future, at %s", stampText(d.timestamp))
+	}
+	return s.certified(name, d)
+}
+
+// certified holds a document's chain to the authorities that count, at the time of
+// signing. It may end below a root: a chain seldom has its root with it.
+func (s Successor) certified(name string, d *document) error {
+	anchors := s.Roots
+	if len(anchors) == 0 {
+		anchors = s.Chain[1:]
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	for _, c := range anchors {
+		roots.AddCert(c)
+	}
+	for _, c := range d.chain {
+		if err := checkKey(c); err != nil {
+			return fault.Wrap(err, fault.ChainUntrusted, name, "cannot be continued")
+		}
+		between.AddCert(c)
+	}
+	leaf := d.chain[0]
+	err := checkUsage(leaf)
+	if err == nil {
+		_, err = leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: d.timestamp, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}})
+	}
+	if err != nil {
+		return fault.Wrap(err, fault.ChainUntrusted, name, "names the signer %q, whose certificate %x leads to none of the authorities that count", leaf.EmailAddresses, leaf.SerialNumber).
+			WithHint("put back the last list that was yours: nodes keep it in verify.state; name the root of its signer with --root only if you know that it is his")
+	}
+	return nil
 }
 
 // releaseList is a list as it was read.

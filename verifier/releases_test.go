@@ -2,6 +2,7 @@ package verifier
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/testpki"
+	"github.com/mentatlab/mentat/manifest/canonical"
 )
 
 // listed is a node whose policy has a release list.
@@ -274,6 +276,92 @@ func TestReleaseListsThatMakeNoSenseAreNotSigned(t *testing.T) {
 	}
 }
 
+// Who is who is told by keys: the stranger has every name that the signer has.
+func TestAReleaseListIsContinuedByItsOwnSignerOnly(t *testing.T) {
+	own := testpki.New(t)
+	key := func(name string) testpki.Knob { return testpki.LeafKey(testpki.RSA(t, name, 2048)) }
+	otherAgent := func(r *testpki.Recipe) { r.AgentKey = testpki.RSA(t, "other agent CA", 2048) }
+	renewed := testpki.New(t, key("renewed"))
+	ended := testpki.New(t, key("renewed"), testpki.LeafExpired)
+	colleague := testpki.New(t, key("colleague"), testpki.LeafEmails("colleague@example.com"))
+	nextCA := testpki.New(t, key("renewed"), otherAgent)
+	stranger := testpki.New(t, key("stranger"), testpki.OtherRoot(t), otherAgent)
+	server := testpki.New(t, key("server"), testpki.LeafForTLS)
+	of := func(email string, roots ...*x509.Certificate) Successor { return Successor{Of: email, Roots: roots} }
+	for name, c := range map[string]struct {
+		was  *testpki.PKI
+		at   time.Time
+		by   Successor
+		want fault.Reason
+	}{
+		"the same certificate":            {was: own},
+		"the key that signs now":          {was: testpki.New(t, testpki.OtherRoot(t), otherAgent)},
+		"after a renewal":                 {was: renewed},
+		"after a renewal that came late":  {was: ended, at: testpki.Now.AddDate(0, 0, -2)},
+		"a colleague":                     {was: colleague, want: fault.IdentityUntrusted},
+		"a colleague who is named":        {was: colleague, by: of("colleague@EXAMPLE.com")},
+		"another than the one named":      {was: colleague, by: of("third@example.com"), want: fault.IdentityUntrusted},
+		"the own one, when another is":    {was: own, by: of("colleague@example.com"), want: fault.IdentityUntrusted},
+		"no address at all":               {was: own, by: of("colleague"), want: fault.IdentityUntrusted},
+		"a stranger of the same names":    {was: stranger, want: fault.ChainUntrusted},
+		"that one, named":                 {was: stranger, by: of(testpki.Email), want: fault.ChainUntrusted},
+		"that one, named with his root":   {was: stranger, by: of(testpki.Email, stranger.Root)},
+		"the same root's next CA":         {was: nextCA, want: fault.ChainUntrusted},
+		"that one, and the root is given": {was: nextCA, by: of("", own.Root)},
+		"the own CA, and another root is": {was: renewed, by: of("", stranger.Root), want: fault.ChainUntrusted},
+		"a server's certificate":          {was: server, want: fault.ChainUntrusted},
+		"from the future":                 {was: renewed, at: testpki.Now.Add(time.Hour), want: fault.OutsideValidity},
+		"from before there was a signer":  {was: renewed, at: testpki.Now.AddDate(-20, 0, 0), want: fault.ChainUntrusted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := c.at
+			if at.IsZero() {
+				at = testpki.Now.Add(-time.Hour)
+			}
+			r := list(7)
+			r.Version = releasesVersion
+			data := signedBy(t, r, c.was, at)
+			c.by.Chain, c.by.Now = own.Chain(), testpki.Now
+			got, signer, err := ContinueReleases("list", data, c.by)
+			if c.want != "" {
+				if fault.ReasonOf(err) != c.want || got != nil || !strings.Contains(err.Error(), c.was.Leaf.EmailAddresses[0]) && c.want != fault.OutsideValidity {
+					t.Errorf("%v, wanted is %s", err, c.want)
+				}
+				return
+			}
+			if err != nil || got.Number != 7 || !signer.Equal(c.was.Leaf) {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// signedBy is a list as whoever has a key can make it.
+func signedBy(tb testing.TB, r Releases, p *testpki.PKI, at time.Time) []byte {
+	tb.Helper()
+	who, alg, err := signerOf(p.LeafKey, p.Chain(), "")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	body, err := canonical.Marshal(r)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	e := envelope{MediaType: ReleasesType, Timestamp: at.UTC().Format(timeLayout), Algorithm: who.Algorithm, CertificateChain: who.CertificateChain, Payload: body}
+	signed, err := e.signed()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if e.Signature, err = signPayload(p.LeafKey, alg, signed); err != nil {
+		tb.Fatal(err)
+	}
+	data, err := canonical.Marshal(e)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return data
+}
+
 // FuzzReadReleases: what is read was signed, and has one form.
 func FuzzReadReleases(f *testing.F) {
 	p := testpki.New(f)
@@ -285,7 +373,7 @@ func FuzzReadReleases(f *testing.F) {
 	f.Add([]byte("{}"))
 	f.Add(bytes.Replace(data, []byte(`"number":1`), []byte(`"number":2`), 1))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		_, err := ReadReleases("fuzz", raw)
+		_, err := readReleases("fuzz", raw)
 		if err == nil && !bytes.Equal(raw, data) {
 			if d, _ := openDocument("fuzz", ReleasesType, raw); d.chain[0].Equal(p.Leaf) {
 				t.Fatalf("something else than what was signed is believed: %q", raw)

@@ -173,8 +173,8 @@ func (j *judge) missing(counted map[string]bool, not []string) error {
 	if len(unmet) == 0 {
 		return nil
 	}
-	what := "DIR"
-	if j.name.Repository != "" { // a reference by digest leaves the tag to whoever knows it
+	what := cmp.Or(j.in.Where, "DIR")
+	if j.in.Where == "" && j.name.Repository != "" { // a reference by digest leaves the tag to whoever knows it
 		what = j.name.Repository + ":" + cmp.Or(j.name.Tag, "TAG")
 	}
 	return fault.New(fault.SignersMissing, "attestation", "the scope %q requires the signatures of %s", j.scope.name, strings.Join(append(unmet, not...), "; ")).

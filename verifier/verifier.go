@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -32,6 +33,7 @@ type Verifier struct {
 	revocation RevocationSource
 	seen       SeenTime
 	state      string
+	listHint   string
 	looking    bool // at another time than now: nothing is remembered
 	// renewed is the time that revocation data and release lists are held to, where
 	// it is another than the clock's.
@@ -59,9 +61,15 @@ type Config struct {
 	Stamps StampReader
 	// Envelopes reads Notary Project signatures. Without it none counts.
 	Envelopes EnvelopeReader
+	// ListHint says what to do where no revocation list of an issuer is at hand; empty
+	// where the policy can name one.
+	ListHint string
 	// Clock is required.
 	Clock func() time.Time
 }
+
+// policyListHint is [Config.ListHint] where there is a policy.
+const policyListHint = "name its source in the policy under revocation.crls, and refresh"
 
 // pools are the roots that count in a scope, by its name.
 type pools struct {
@@ -73,7 +81,7 @@ func New(c Config) (*Verifier, error) {
 	if c.Clock == nil {
 		return nil, fault.New(fault.Internal, "verifier", "has no clock")
 	}
-	v := &Verifier{policy: c.Policy, stores: c.Stores, stamps: c.Stamps, envelopes: c.Envelopes, revocation: c.Revocation, seen: c.Seen, state: c.State, clock: c.Clock}
+	v := &Verifier{policy: c.Policy, stores: c.Stores, stamps: c.Stamps, envelopes: c.Envelopes, revocation: c.Revocation, seen: c.Seen, state: c.State, listHint: cmp.Or(c.ListHint, policyListHint), clock: c.Clock}
 	if c.Policy == nil {
 		return v, nil
 	}
@@ -202,6 +210,9 @@ type Input struct {
 	// decides the scope, and the attestation is bound to it. A digest in it is
 	// not looked at: it may be an index's, and the caller fetched by it.
 	Reference string
+	// Where is where the artifact is, if that is not under Reference: what a hint has
+	// to name.
+	Where string
 	// Artifact is nil, and Reference empty, for a container that was made without
 	// an image. It is held to the rules for unsigned containers of unknown name.
 	Artifact *oci.Artifact
@@ -390,6 +401,7 @@ func (j *judge) integrity(a *oci.Artifact) (*Attestation, error) {
 	if err := j.check("signature", att.CheckSignature(), "%s over %s", att.Algorithm, att.SignedDigest); err != nil {
 		return nil, err
 	}
+	j.verdict.NotAfter = att.notAfter
 	if err := j.inspect(att); err != nil {
 		return nil, j.check(StepTimestamp, err, "")
 	}
@@ -701,10 +713,11 @@ func (j *judge) listed(c, issuer *x509.Certificate, stamp *TimeStamp) (fresh boo
 		case err != nil:
 			return false, fault.Wrap(err, fault.RevocationUnknown, certName(c), "cannot tell whether it is revoked")
 		case len(c.CRLDistributionPoints) == 0 && !j.policy.hasCRL(issuer):
-			return false, fault.New(fault.RevocationUnknown, certName(c), "could never be revoked: it names no revocation list and the policy has none for %q", issuer.Subject)
+			return false, fault.New(fault.RevocationUnknown, certName(c), "could never be revoked: it names no revocation list and the policy has none for %q", issuer.Subject).
+				WithHint("%s", j.listHint)
 		}
 		return false, fault.New(fault.RevocationUnknown, certName(c), "no revocation list of %q is at hand", issuer.Subject).
-			WithHint("name its source in the policy under revocation.crls, and refresh")
+			WithHint("%s", j.listHint)
 	}
 	if err != nil {
 		j.warn("the revocation list that is used may not be the newest: %v", err)
@@ -844,6 +857,9 @@ type Verdict struct {
 	// Stamped is when a trusted authority saw the signature; zero without a time
 	// stamp that counts.
 	Stamped time.Time `json:"stamped,omitzero"`
+	// NotAfter is when what was signed ends, as its signer says, whatever the
+	// certificate does; zero where it says nothing.
+	NotAfter time.Time `json:"not_after,omitzero"`
 	// SignedDigest names what was signed, however the signature is encoded.
 	SignedDigest digest.Digest `json:"signed_digest,omitempty"`
 	// Signature is [NotationSignature] where the judgement was by Notary Project

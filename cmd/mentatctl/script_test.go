@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -163,6 +164,7 @@ func TestTranscripts(t *testing.T) {
 					ts.Check(os.WriteFile(path, data, 0o600))
 				}
 			},
+			"example":  writeExample,
 			"records":  writeRecords,
 			"wasm":     writeModule,
 			"agent":    writeAgent,
@@ -187,6 +189,21 @@ func withCommands(all ...map[string]func(*testscript.TestScript, bool, []string)
 		maps.Copy(all[0], more)
 	}
 	return all[0]
+}
+
+// writeExample is `example PAGE KIND FILE`: the examples of a page of docs, as
+// "<!-- example: KIND -->" marks them, one after the other.
+func writeExample(ts *testscript.TestScript, _ bool, args []string) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", args[0]))
+	ts.Check(err)
+	var text []byte
+	for _, m := range regexp.MustCompile("(?ms)^<!-- example: "+regexp.QuoteMeta(args[1])+" -->\n```[a-z]*\n(.*?)^```").FindAllSubmatch(page, -1) {
+		text = append(text, m[1]...)
+	}
+	if len(text) == 0 {
+		ts.Fatalf("%s has no example of kind %s", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), text, 0o600))
 }
 
 // writeRecords is `records DIR`: what a preparation leaves in a spool.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/internal/limits"
 )
 
 // Names inside a node's configuration directory.
@@ -40,6 +41,9 @@ type PolicyOptions struct {
 	Allow []string
 	// Grace is how long a revocation list counts past its end; default 0.
 	Grace string
+	// Carry names the lists by files beside the policy, and asks no responder: for
+	// nodes without a network.
+	Carry bool
 }
 
 func (o PolicyOptions) store() string {
@@ -66,6 +70,25 @@ func (ca *CA) WriteTrustStore(configDir, store string) error {
 	if ca.services != nil {
 		files[filepath.Join(configDir, trustDir, timeStore(store), "root.pem")] = encodeCert(ca.services.root)
 	}
+	return place(files)
+}
+
+// copyLists puts the revocation lists of now below configDir, where a policy that is
+// carried names them.
+func (ca *CA) copyLists(configDir string) error {
+	files := map[string][]byte{}
+	for _, name := range ca.ListFiles() {
+		data, err := limits.ReadFile(ca.path(name), limits.CRLBytes)
+		if err != nil {
+			return fault.Wrap(err, fault.NotFound, ca.path(name), "cannot read the revocation list")
+		}
+		files[filepath.Join(configDir, filepath.FromSlash(name))] = data
+	}
+	return place(files)
+}
+
+// place writes files, each where nothing is or the same already.
+func place(files map[string][]byte) error {
 	for path, data := range files {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return fault.Wrap(err, fault.AccessDenied, path, "cannot make its directory")
@@ -100,6 +123,11 @@ func (ca *CA) WriteStarter(configDir string, o PolicyOptions) (policy, capabilit
 	}
 	if err := ca.WriteTrustStore(configDir, o.store()); err != nil {
 		return "", "", err
+	}
+	if o.Carry {
+		if err := ca.copyLists(configDir); err != nil {
+			return "", "", err
+		}
 	}
 	if err := createFile(capabilities, StarterCapabilities(o), 0o644); err != nil {
 		return "", "", err
@@ -138,7 +166,8 @@ version: 1
 
 // StarterPolicy is a policy that enforces one scope against this CA. It is
 // meant to stand in the directory that [CA.WriteTrustStore] filled. The lists
-// are named by URL if the CA publishes them, else as the CA's own files.
+// are named by URL if the CA publishes them, else as the CA's own files; with
+// [PolicyOptions.Carry] as files beside the policy.
 func (ca *CA) StarterPolicy(o PolicyOptions) []byte {
 	containers, outside, grace := "deny", "allow", o.Grace
 	if o.AllowUnsignedContainers {
@@ -179,9 +208,9 @@ revocation:
 `,
 		quote(o.store()), quoteList("", o.Match), quoteList("email:", o.Emails), containers, outside,
 		quoteList("email:", o.Publishers), grace,
-		quote(ca.root.Subject.String()), ca.source(RootCRL),
-		quote(ca.agent.Subject.String()), quote(issuerFile(o.store())), ca.source(AgentCRL),
-		ca.starterStores(o), ca.starterServices())
+		quote(ca.root.Subject.String()), ca.source(o, RootCRL),
+		quote(ca.agent.Subject.String()), quote(issuerFile(o.store())), ca.source(o, AgentCRL),
+		ca.starterStores(o), ca.starterServices(o))
 	return []byte(b.String())
 }
 
@@ -195,19 +224,22 @@ func (ca *CA) starterStores(o PolicyOptions) string {
 
 // starterServices is the list of the time stamp authority's root, and the
 // responder that certificates name.
-func (ca *CA) starterServices() string {
+func (ca *CA) starterServices(o PolicyOptions) string {
 	text := ""
 	if ca.services != nil {
-		text = fmt.Sprintf("    - issuer: %s\n      %s\n", quote(ca.services.root.Subject.String()), ca.source(TimeCRL))
+		text = fmt.Sprintf("    - issuer: %s\n      %s\n", quote(ca.services.root.Subject.String()), ca.source(o, TimeCRL))
 	}
-	if ca.info.OCSPURL != "" {
+	if ca.info.OCSPURL != "" && !o.Carry {
 		text += fmt.Sprintf("  ocsp:\n    - issuer: %s\n      url: %s\n", quote(ca.agent.Subject.String()), quote(ca.info.OCSPURL))
 	}
 	return text
 }
 
 // source says where a policy finds a list.
-func (ca *CA) source(file string) string {
+func (ca *CA) source(o PolicyOptions, file string) string {
+	if o.Carry {
+		return "file: " + quote(file)
+	}
 	if urls := ca.info.crlURL(file); len(urls) > 0 {
 		return "url: " + quote(urls[0])
 	}

@@ -49,7 +49,8 @@ func (a *app) trustExportCmd() *cobra.Command {
 		Long: `Sign one file of a policy, the roots of its trust stores, its revocation lists and
 release lists, for nodes without a network. All of it must lie below the policy's
 directory (trust stores in --trust), and be named by file: what has to be fetched
-cannot be carried. What an import would refuse is refused here.
+cannot be carried. mentatctl pki policy --carry writes such a policy. What an import
+would refuse is refused here.
 
 A node never imports a file with a lower number than the last one.`,
 		Example: `  mentatctl trust export --policy policy.yaml --number 7 node.trust`,

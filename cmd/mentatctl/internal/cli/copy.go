@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/mentatlab/mentat/cmd/mentatctl/internal/display"
 	"github.com/mentatlab/mentat/internal/fault"
+	"github.com/mentatlab/mentat/manifest/imageref"
 	"github.com/mentatlab/mentat/oci"
 	"github.com/mentatlab/mentat/verifier"
 )
@@ -95,7 +97,7 @@ func (a *app) copy(ctx context.Context, src, dst string, f *remoteFlags, trust *
 	}
 	r := &copyResult{Header: display.Head("copy"), Source: src, Destination: dst, Digest: t.root.Digest, By: j.by}
 	for _, one := range found {
-		vd := j.Verify(ctx, verifier.Input{Reference: dst, Artifact: one.Artifact, Index: t.root.Digest})
+		vd := j.Verify(ctx, verifier.Input{Reference: dst, Where: tagged(src), Artifact: one.Artifact, Index: t.root.Digest})
 		if !vd.Allowed {
 			return nil, vd.Err
 		}
@@ -130,6 +132,14 @@ func (a *app) copy(ctx context.Context, src, dst string, f *remoteFlags, trust *
 		return nil, fault.New(fault.DigestMismatch, dst, "has the digest %s, copied was %s", pushed.Digest, t.root.Digest)
 	}
 	return r, nil
+}
+
+// tagged is a reference as countersign takes it, by its tag alone.
+func tagged(name string) string {
+	if ref, ok := imageref.ParseReference(name); ok && (ref.Digest != "" || ref.Tag == "") {
+		return ref.Name + ":" + cmp.Or(ref.Tag, "TAG")
+	}
+	return name
 }
 
 // boundElsewhere warns of an attestation that names another repository, where no

@@ -79,13 +79,16 @@ type moduleInfo struct {
 // signatureInfo is what an attestation says of itself; whether it is believed is
 // the verdict's matter.
 type signatureInfo struct {
-	Subject   string    `json:"subject"`
-	Email     string    `json:"email,omitempty"`
-	Issuer    string    `json:"issuer"`
-	Algorithm string    `json:"algorithm"`
-	Time      string    `json:"time"`
-	NotAfter  time.Time `json:"not_after"`
-	BoundTo   string    `json:"bound_to,omitempty"`
+	Subject   string `json:"subject"`
+	Email     string `json:"email,omitempty"`
+	Issuer    string `json:"issuer"`
+	Algorithm string `json:"algorithm"`
+	Time      string `json:"time"`
+	// NotAfter is the certificate's end.
+	NotAfter time.Time `json:"not_after"`
+	// AttestationNotAfter is the end that the signer gave the attestation itself.
+	AttestationNotAfter string `json:"attestation_not_after,omitempty"`
+	BoundTo             string `json:"bound_to,omitempty"`
 	// Countersigned is the same of the countersignatures.
 	Countersigned []signatureInfo `json:"countersigned,omitempty"`
 }
@@ -133,6 +136,9 @@ func (r *inspectResult) Text(w *display.Writer) {
 				others = append(others, fmt.Sprintf("%s at %s with %s, certificate until %s", c.who(), c.Time, c.Algorithm, display.Date(c.NotAfter)))
 			}
 			w.List("with", others)
+			if s.AttestationNotAfter != "" {
+				w.Field("ends", "%s, as its signer says", s.AttestationNotAfter)
+			}
 			w.Field("bound to", "%s", s.BoundTo)
 		} else {
 			w.Field("signed by", "nobody")
@@ -345,7 +351,7 @@ func inspectOne(ctx context.Context, t *target, one fetchedArtifact, j *judgemen
 	if att, err := verifier.ReadAttestation(one.Raw); err == nil {
 		im.Signed = &signatureInfo{
 			Subject: att.Signer.Subject, Issuer: att.Signer.Issuer, Algorithm: att.Algorithm, Time: att.Timestamp,
-			NotAfter: att.Chain[0].NotAfter.UTC(), BoundTo: att.Subject.Repository,
+			NotAfter: att.Chain[0].NotAfter.UTC(), AttestationNotAfter: att.NotAfter, BoundTo: att.Subject.Repository,
 			Email: strings.Join(att.Chain[0].EmailAddresses, ", "),
 		}
 		for i, leaf := range att.Countersigners() {

@@ -152,6 +152,9 @@ makes it.`,
   mentatctl pki init --services --ocsp-url http://pki.example.com/ocsp --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := positive(cmd, "crl-life", o.AgentCRLLife); err != nil {
+				return err
+			}
 			dir, err := caDir(f.dir)
 			if err != nil {
 				return err
@@ -247,6 +250,9 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if r.Email == "" {
 				return fault.New(fault.Usage, "", "request-cert needs --email")
+			}
+			if err := positive(cmd, "validity", r.Validity); err != nil {
+				return err
 			}
 			dir, err := home()
 			if err != nil && (r.CertFile == "" || r.KeyFile == "") {
@@ -574,11 +580,16 @@ type policyResult struct {
 	display.Header
 	Policy       string `json:"policy"`
 	Capabilities string `json:"capabilities"`
+	// Lists is where the lists were copied to, with --carry.
+	Lists string `json:"lists,omitempty"`
 }
 
 func (r *policyResult) Text(w *display.Writer) {
 	w.Line("wrote %s, its trust store and %s", r.Policy, r.Capabilities)
 	w.Line("it denies every agent in its scope that these identities did not sign")
+	if r.Lists != "" {
+		w.Line("the revocation lists in %s are those of now: copy new ones there before each mentatctl trust export", r.Lists)
+	}
 }
 
 func (a *app) pkiPolicyCmd() *cobra.Command {
@@ -590,9 +601,15 @@ func (a *app) pkiPolicyCmd() *cobra.Command {
 		Long: `Write policy.yaml, and the trust store that it names, into a directory such as
 /etc/mentat. It enforces one scope: what is published there must be signed by the
 identities given. Beside it goes capabilities.yaml, with a rule for what --allow
-names. Edit them as needed; unknown keys are refused.`,
+names. Edit them as needed; unknown keys are refused.
+
+The policy names the revocation lists where the certificate authority publishes them,
+or its own files. With --carry it names files in DIR/crl, to which the lists of now are
+copied, and asks no OCSP responder: mentatctl trust export carries such a policy to
+nodes without a network.`,
 		Example: `  mentatctl pki policy --scope 'registry.example.com/agents/**' --identity dev@example.com /etc/mentat
   mentatctl pki policy --scope '*' --identity dev@example.com --allow env:LANG --allow llm:gpt-4o etc
+  mentatctl pki policy --carry --scope 'registry.example.com/agents/**' --identity dev@example.com site
   mentatctl verify --policy /etc/mentat/policy.yaml registry.example.com/agents/hello:0.1.0`,
 		Args: wantArgs(1, 1, "one directory"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -614,7 +631,11 @@ names. Edit them as needed; unknown keys are refused.`,
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&policyResult{Header: display.Head("pki-policy"), Policy: path, Capabilities: capabilities})
+			r := &policyResult{Header: display.Head("pki-policy"), Policy: path, Capabilities: capabilities}
+			if o.Carry {
+				r.Lists = filepath.Join(args[0], filepath.Dir(filepath.FromSlash(pki.RootCRL)))
+			}
+			return a.printer().Result(r)
 		},
 	}
 	f.add(cmd)
@@ -624,6 +645,7 @@ names. Edit them as needed; unknown keys are refused.`,
 	cmd.Flags().StringArrayVar(&o.Allow, "allow", nil, "grant this `CAPABILITY` to the scope's signed agents that ask for it; may be repeated")
 	cmd.Flags().BoolVar(&o.AllowUnsignedContainers, "allow-unsigned-containers", false, "let ordinary container images of the scope run unsigned")
 	cmd.Flags().BoolVar(&o.DenyOutside, "deny-outside", false, "refuse ordinary images outside the scope")
+	cmd.Flags().BoolVar(&o.Carry, "carry", false, "name the revocation lists by files beside the policy, for nodes without a network")
 	cmd.Flags().StringVar(&o.Grace, "grace", "", "how long a revocation list counts past its end, a `DURATION` like 24h")
 	a.outputs(cmd)
 	return cmd

@@ -289,6 +289,9 @@ of one address good for nothing.`,
 			if err := exclusive(cmd, "email", "list", "withdraw"); err != nil {
 				return err
 			}
+			if err := positive(cmd, "life", life); err != nil {
+				return err
+			}
 			if email == "" && !list && withdraw == "" {
 				return fault.New(fault.Usage, "", "token needs --email")
 			}
@@ -334,6 +337,9 @@ token: the certificate says who asks.`,
   mentatctl pki renew --new-key ~/.mentat/next.key --output ~/.mentat/next.crt`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := positive(cmd, "validity", r.Validity); err != nil {
+				return err
+			}
 			if (r.KeyFile == "") != (r.CertFile == "") {
 				return fault.New(fault.Usage, "", "--new-key and --output go together")
 			}

@@ -124,6 +124,7 @@ func (a *app) pinned(ctx context.Context, d *agentdir.Dir, ref string, o *buildO
 // target is something that has an artifact: an agent's directory, an OCI layout
 // or a reference.
 type target struct {
+	name string // as it was given
 	// reference is "" for what is not in a registry.
 	reference string
 	dir       *agentdir.Dir
@@ -180,7 +181,7 @@ func (a *app) openRemote(ctx context.Context, name string, f *remoteFlags, p *di
 	if err != nil {
 		return nil, err
 	}
-	return &target{reference: name, root: root, fetcher: fetcher, client: client}, nil
+	return &target{name: name, reference: name, root: root, fetcher: fetcher, client: client}, nil
 }
 
 func (a *app) openLocal(ctx context.Context, name string) (*target, error) {
@@ -193,7 +194,7 @@ func (a *app) openLocal(ctx context.Context, name string) (*target, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &target{root: root, fetcher: layout}, nil
+		return &target{name: name, root: root, fetcher: layout}, nil
 	}
 	d, err := agentdir.Open(name)
 	if err != nil {
@@ -203,7 +204,7 @@ func (a *app) openLocal(ctx context.Context, name string) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &target{dir: d, root: root, fetcher: layout}, nil
+	return &target{name: name, dir: d, root: root, fetcher: layout}, nil
 }
 
 // fetchedArtifact is one manifest of a target.

@@ -242,6 +242,15 @@ func exclusive(cmd *cobra.Command, flags ...string) error {
 	return nil
 }
 
+// positive refuses a flag that is given and not above zero: such a value would count
+// as none, and the flag be forgotten.
+func positive[T ~int64](cmd *cobra.Command, flag string, value T) error {
+	if cmd.Flags().Changed(flag) && value <= 0 {
+		return fault.New(fault.Usage, "--"+flag, "%v is not above zero", value)
+	}
+	return nil
+}
+
 // changed returns the first of the flags that was given, or "".
 func changed(cmd *cobra.Command, flags ...string) string {
 	for _, f := range flags {

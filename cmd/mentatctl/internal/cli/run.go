@@ -75,7 +75,7 @@ The agent's exit status is passed on. run itself fails with 125.`,
   mentatctl run hello --serve --listen 127.0.0.1:9000`,
 		Args: wantArgs(1, -1, "an agent's directory, a .wasm file or a reference"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.trust.check(cmd); err != nil {
+			if err := errors.Join(o.trust.check(cmd), positive(cmd, "memory", o.memory), positive(cmd, "deadline", o.deadline)); err != nil {
 				return err
 			}
 			o.serve.said = cmd.Flags().Changed("serve")
@@ -423,9 +423,6 @@ func (a *app) document(r *runnable, path string, args []string, o *runOptions, g
 			doc.Limits.MemoryBytes = limit
 		}
 		doc.Limits.DeadlineMillis, doc.Limits.CPUMillis = millis(r.agent.Deadline()), millis(r.agent.CPUTime())
-	}
-	if o.memory < 0 || o.deadline < 0 {
-		return nil, fault.New(fault.Usage, "", "--memory and --deadline are not negative")
 	}
 	if asked := o.memory * limits.MiB; asked > 0 && asked < doc.Limits.MemoryBytes || r.agent == nil && asked > 0 {
 		doc.Limits.MemoryBytes = asked

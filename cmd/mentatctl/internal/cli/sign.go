@@ -110,7 +110,7 @@ flags name others. A key variable or file may hold the certificates too.`,
     --key ~/.mentat/signing.key \
     --manifest agents/my-agent/manifest.yaml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.check(cmd); err != nil {
+			if err := errors.Join(o.check(cmd), needs(cmd, "root", "also"), positive(cmd, "valid-for", o.validFor)); err != nil {
 				return err
 			}
 			if o.manifest != "" {
@@ -166,7 +166,6 @@ func (o *signOptions) check(cmd *cobra.Command) error {
 	return errors.Join(
 		exclusive(cmd, "key", "key-env"),
 		needs(cmd, "cert", "key", "key-env"),
-		needs(cmd, "root", "also"),
 		o.knownFormat(),
 	)
 }

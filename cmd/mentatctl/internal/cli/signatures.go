@@ -15,6 +15,9 @@ import (
 // signatures that the registry or the layout has of it, where the policy judges by them.
 func (t *target) input(ctx context.Context, j *judgement, ref string, f fetchedArtifact) (verifier.Input, error) {
 	in := verifier.Input{Reference: ref, Artifact: f.Artifact}
+	if t.client == nil { // the reference is where it will be
+		in.Where = t.name
+	}
 	if !j.AsksEnvelopes(in) {
 		return in, nil
 	}

@@ -235,6 +235,7 @@ const (
 // rootsVerifier judges by roots: everything must be signed, whoever signed.
 func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 	roots, timeRoots, crls, by := f.roots, f.timeRoots, f.crls, "roots "+strings.Join(f.roots, ", ")
+	hint := "give the issuers' revocation lists with --crl"
 	if f.ca != "" {
 		in := func(name string) string { return filepath.Join(f.ca, filepath.FromSlash(name)) }
 		roots, crls = append(roots, in(pki.RootCert)), append(crls, in(pki.RootCRL), in(pki.AgentCRL))
@@ -244,6 +245,7 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 			return nil, fault.Wrap(err, fault.AccessDenied, in(pki.TimeRootCert), "cannot be read")
 		}
 		by = "certificate authority " + f.ca
+		hint = "name its root with --root, and the issuers' revocation lists with --crl"
 	}
 	stores := map[string]*verifier.Store{}
 	for name, paths := range map[string][]string{storeName: roots, timeStoreName: timeRoots} {
@@ -261,7 +263,7 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 		return nil, err
 	}
 	source := &crlFiles{app: a, paths: crls}
-	v, err := verifier.New(verifier.Config{Policy: trust, Stores: stores, Revocation: source, Stamps: timestamp.Reader{}, Clock: a.now})
+	v, err := verifier.New(verifier.Config{Policy: trust, Stores: stores, Revocation: source, Stamps: timestamp.Reader{}, ListHint: hint, Clock: a.now})
 	if err != nil {
 		return nil, err
 	}
@@ -381,6 +383,9 @@ func verdictText(w *display.Writer, vd *verifier.Verdict) {
 			name = "with"
 		}
 		w.Field(name, "%s", countersignerText(c))
+	}
+	if !vd.NotAfter.IsZero() {
+		w.Field("ends", "%s, as its signer says", vd.NotAfter.UTC().Format(shownTime))
 	}
 	w.Field("scope", "%s", vd.Scope)
 	if vd.Allowed && vd.Enforced {

@@ -223,9 +223,6 @@ func (a *app) verify(ctx context.Context, name string, o *verifyOptions, j *judg
 			v.SignedAs, v.CountersignedAs = claimedSigners(f)
 		}
 		if err != nil {
-			if len(o.trust.roots) > 0 && len(o.trust.crls) == 0 {
-				err = withHint(err, fault.RevocationUnknown, "give the issuers' revocation lists with --crl")
-			}
 			v.Problem = &display.Problems(err)[0]
 			errs = append(errs, err)
 		}
