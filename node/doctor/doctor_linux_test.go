@@ -447,7 +447,7 @@ func TestListsAreHeldToTheirTime(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := &Report{}
-			checkAge(r, "CN=ca", now.Add(c.made), now.Add(c.next), 24*time.Hour, now)
+			checkAge(r, verifier.CRLSource{Issuer: "CN=ca", File: "ca.crl"}, now.Add(c.made), now.Add(c.next), 24*time.Hour, now)
 			holds(t, r, c.want)
 		})
 	}
@@ -533,7 +533,7 @@ func TestTrustIsReadAsAGateReadsIt(t *testing.T) {
 			cfg, _ := trusting(t)
 			c.spoil(t, cfg)
 			r := &Report{}
-			v := checkTrust(r, cfg, Options{Clock: testpki.Clock, Lint: c.lint})
+			v := checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock, Lint: c.lint}, nil)
 			holds(t, r, c.wants...)
 			for _, w := range c.wants {
 				if w.check == checkPolicy && w.s == Failure && v != nil {
@@ -563,14 +563,14 @@ func TestReleaseListsAreHeldToTheirTime(t *testing.T) {
 			put(t, filepath.Join(cfg.Dir, "releases.json"), 0o644, string(data))
 			put(t, cfg.Verify.Policy, 0o644, read(t, cfg.Verify.Policy)+"releases: [{name: agents, file: releases.json, stores: [agents], identities: [\"email:"+testpki.Email+"\"]}]\n")
 			r := &Report{}
-			checkTrust(r, cfg, Options{Clock: testpki.Clock})
+			checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock}, nil)
 			holds(t, r, c.want)
 			if _, err := os.Stat(filepath.Join(cfg.Verify.State, "releases-agents.json")); err == nil {
 				t.Error("the doctor has the node remember a list")
 			}
 			remove(t, filepath.Join(cfg.Dir, "releases.json"))
 			r = &Report{}
-			checkTrust(r, cfg, Options{Clock: testpki.Clock})
+			checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock}, nil)
 			holds(t, r, want{checkReleases, Failure, "cannot be used"})
 		})
 	}

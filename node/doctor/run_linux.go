@@ -37,7 +37,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	checkCaches(r, cfg)
 	checkTime(r, o.Clock(), cfg)
-	judge, err := judgeOf(checkTrust(r, cfg, o), cfg, o.Clock)
+	judge, err := judgeOf(checkTrust(ctx, r, cfg, o, d.env), cfg, o.Clock)
 	if err != nil {
 		return nil, err
 	}
