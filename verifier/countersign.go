@@ -159,6 +159,10 @@ func (a *Attestation) Countersigners() []*x509.Certificate {
 	return all
 }
 
+// CountersignerChain is the whole chain of one of [Attestation.Countersigners], leaf
+// first.
+func (a *Attestation) CountersignerChain(i int) []*x509.Certificate { return a.counters[i].chain }
+
 // countersignatureName is what errors and explanations call a countersignature;
 // people count from one.
 func countersignatureName(i int) string { return fmt.Sprintf("countersignature %d", i+1) }

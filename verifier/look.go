@@ -33,6 +33,9 @@ func (p *Policy) Scopes() []ScopeInfo {
 	return all
 }
 
+// OCSP are the responders that the policy has asked.
+func (p *Policy) OCSP() []OCSPSource { return slices.Clone(p.ocsp) }
+
 // Roots are the store's certificates; none of no store.
 func (s *Store) Roots() []*x509.Certificate {
 	if s == nil {

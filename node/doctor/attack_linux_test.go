@@ -20,7 +20,7 @@ func TestAnImageIsJudgedWithTheSignaturesThatThePullGateKept(t *testing.T) {
 	cfg, p := trusting(t)
 	put(t, cfg.Verify.Policy, 0o644, strings.Replace(read(t, cfg.Verify.Policy), "unsigned_containers: deny", "unsigned_containers: deny, binding: none, notation: accept", 1))
 	r := &Report{}
-	v := checkTrust(r, cfg, Options{Clock: testpki.Clock, Lint: func(string) ([]string, error) { return nil, nil }})
+	v := checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock, Lint: func(string) ([]string, error) { return nil, nil }}, nil)
 	if v == nil {
 		t.Fatalf("%+v", r)
 	}

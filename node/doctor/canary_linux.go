@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -203,17 +204,36 @@ func (g gates) wanted(ctx context.Context, r *Report, c *canary, ref string) str
 	return vd.Message
 }
 
-// told judges a gate's answer: it has to refuse, and for the policy's reason.
-func told(r *Report, check, on string, c *canary, refused bool, said, want string) {
+// told judges a gate's answer: it has to refuse, and for the policy's reason. err is
+// nil where it let the canary pass.
+func told(r *Report, check, on string, c *canary, err error, said, want string) {
 	switch {
-	case !refused:
-		r.fail(check, on, "let an agent pass that is "+c.name+": "+lastLine(said), "the policy does not hold there", "see the findings above; what they do not explain is a flaw: report it")
+	case err == nil:
+		r.fail(check, on, "let an agent pass that is "+c.name, "the policy does not hold there", "see the findings above; what they do not explain is a flaw: report it")
 	case !strings.Contains(said, want):
-		r.fail(check, on, fmt.Sprintf("refused an agent that is %s, but not because of that: %q instead of %q", c.name, lastLine(said), want),
+		instead := "it said nothing: " + err.Error()
+		if text := words(said); text != "" {
+			instead = fmt.Sprintf("%q", text)
+		}
+		r.fail(check, on, fmt.Sprintf("refused an agent that is %s, but not because of that: %s instead of %q", c.name, instead, want),
 			"something else is broken, and whether the gate holds was not shown", "repair what it says, and run the doctor again")
 	default:
 		r.ok(check, on, "refused an agent that is %s", c.name)
 	}
+}
+
+// chatter is a line of a program's log that is no error.
+var chatter = regexp.MustCompile(`\blevel="?(trace|debug|info|warning)\b`)
+
+// words is the last line of a program's output that says why it ended.
+func words(said string) string {
+	last := ""
+	for line := range strings.Lines(said) {
+		if line = strings.TrimSpace(line); line != "" && !chatter.MatchString(line) {
+			last = line
+		}
+	}
+	return last
 }
 
 // askVerifier runs the verifier as containerd does.
@@ -228,7 +248,7 @@ func (g gates) askVerifier(ctx context.Context, r *Report, c *canary, ref, want 
 	}
 	stdout, stderr, err := output(ctx, g.daemon.env, string(desc)+"\n", g.verifier,
 		"-name", ref, "-digest", c.desc.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor)
-	told(r, checkCanaryGate, g.verifier, c, err != nil, stderr+stdout, want)
+	told(r, checkCanaryGate, g.verifier, c, err, stderr+stdout, want)
 }
 
 // askPull pulls through the running daemon.
@@ -238,7 +258,7 @@ func (g gates) askPull(ctx context.Context, r *Report, c *canary, ref, want stri
 		return
 	}
 	said, err := space.ctr(ctx, "images", "pull", "--plain-http", "--local=false", ref)
-	told(r, checkCanaryPull, "containerd", c, err != nil, said, want)
+	told(r, checkCanaryPull, "containerd", c, err, said, want)
 	space.remove(ctx, r, checkCanaryPull, ref)
 }
 
@@ -256,11 +276,11 @@ func (g gates) askRun(ctx context.Context, r *Report, c *canary, ref, want strin
 		said, err = space.ctr(ctx, "images", "import", "--all-platforms", "--local", tar)
 	}
 	if err != nil {
-		r.fail(checkCanaryRun, ref, "cannot be imported: "+err.Error()+" "+lastLine(said), "whether the gate before a start holds was not shown", "run the doctor again")
+		r.fail(checkCanaryRun, ref, "cannot be imported: "+words(said)+" ("+err.Error()+")", "whether the gate before a start holds was not shown", "run the doctor again")
 		return
 	}
 	said, err = space.ctr(ctx, "run", "--rm", "--fifo-dir", filepath.Join(g.dir, "fifo"), "--runtime", mentatRuntime, ref, "mentat-doctor")
-	told(r, checkCanaryRun, mentatRuntime, c, err != nil, said, want)
+	told(r, checkCanaryRun, mentatRuntime, c, err, said, want)
 }
 
 func export(ctx context.Context, c *canary, path, ref string) error {
@@ -312,7 +332,7 @@ func (s *space) remove(ctx context.Context, r *Report, check, ref string) {
 	if err == nil || strings.Contains(said, "not found") {
 		return
 	}
-	r.warn(check, s.name, "the doctor's own namespace cannot be removed: "+lastLine(said), "it stays on the node", "remove it: ctr namespaces rm "+s.name)
+	r.warn(check, s.name, "the doctor's own namespace cannot be removed: "+words(said), "it stays on the node", "remove it: ctr namespaces rm "+s.name)
 }
 
 // registry offers one canary on a loopback port.

@@ -346,14 +346,9 @@ func checkBudget(r *Report, table map[string]any) {
 func dump(ctx context.Context, d *Daemon) (*settings, error) {
 	out, stderr, err := output(ctx, d.env, "", d.exe, "--config", d.Config, "config", "dump")
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, lastLine(stderr))
+		return nil, fmt.Errorf("%w: %s", err, words(stderr))
 	}
 	return parseSettings(out)
-}
-
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
 }
 
 // mustRun are the plugins that verification goes through.

@@ -31,11 +31,11 @@ func (g gates) askCRI(ctx context.Context, r *Report, c *canary, ref, want strin
 	case status.Code(err) == codes.Unimplemented:
 		r.note(checkCanaryCRI, g.address, "serves no CRI", "no kubelet pulls on this node")
 	case err == nil || strings.Contains(said, want):
-		told(r, checkCanaryCRI, "CRI", c, err != nil, said, want)
+		told(r, checkCanaryCRI, "CRI", c, err, said, want)
 	default:
 		// CRI takes the way to a registry from its own configuration, which may send
 		// every name to a mirror. Then the canary is not found, and nothing is shown.
-		r.warn(checkCanaryCRI, "CRI", fmt.Sprintf("did not come to the agent that is %s: %q", c.name, lastLine(said)),
+		r.warn(checkCanaryCRI, "CRI", fmt.Sprintf("did not come to the agent that is %s: %q", c.name, words(said)),
 			"whether a kubelet's pulls are verified was not shown by trying; its settings were read", "let CRI reach "+ref[:strings.IndexByte(ref, '/')]+" without a mirror, if it shall be tried")
 	}
 	if err == nil {

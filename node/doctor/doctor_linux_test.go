@@ -447,7 +447,7 @@ func TestListsAreHeldToTheirTime(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := &Report{}
-			checkAge(r, "CN=ca", now.Add(c.made), now.Add(c.next), 24*time.Hour, now)
+			checkAge(r, verifier.CRLSource{Issuer: "CN=ca", File: "ca.crl"}, now.Add(c.made), now.Add(c.next), 24*time.Hour, now)
 			holds(t, r, c.want)
 		})
 	}
@@ -533,7 +533,7 @@ func TestTrustIsReadAsAGateReadsIt(t *testing.T) {
 			cfg, _ := trusting(t)
 			c.spoil(t, cfg)
 			r := &Report{}
-			v := checkTrust(r, cfg, Options{Clock: testpki.Clock, Lint: c.lint})
+			v := checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock, Lint: c.lint}, nil)
 			holds(t, r, c.wants...)
 			for _, w := range c.wants {
 				if w.check == checkPolicy && w.s == Failure && v != nil {
@@ -563,14 +563,14 @@ func TestReleaseListsAreHeldToTheirTime(t *testing.T) {
 			put(t, filepath.Join(cfg.Dir, "releases.json"), 0o644, string(data))
 			put(t, cfg.Verify.Policy, 0o644, read(t, cfg.Verify.Policy)+"releases: [{name: agents, file: releases.json, stores: [agents], identities: [\"email:"+testpki.Email+"\"]}]\n")
 			r := &Report{}
-			checkTrust(r, cfg, Options{Clock: testpki.Clock})
+			checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock}, nil)
 			holds(t, r, c.want)
 			if _, err := os.Stat(filepath.Join(cfg.Verify.State, "releases-agents.json")); err == nil {
 				t.Error("the doctor has the node remember a list")
 			}
 			remove(t, filepath.Join(cfg.Dir, "releases.json"))
 			r = &Report{}
-			checkTrust(r, cfg, Options{Clock: testpki.Clock})
+			checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock}, nil)
 			holds(t, r, want{checkReleases, Failure, "cannot be used"})
 		})
 	}
@@ -734,7 +734,10 @@ func TestAGateMustRefuseForThePolicysReason(t *testing.T) {
 		{"lets all pass", "cat >/dev/null; exit 0", want{checkCanaryGate, Failure, "let an agent pass"}},
 		{"defers", "cat >/dev/null; echo deferred: carries no attestation; exit 0", want{checkCanaryGate, Failure, "let an agent pass"}},
 		{"is broken", "cat >/dev/null; echo no such policy; exit 1", want{checkCanaryGate, Failure, "not because of that"}},
-		{"is silent", "cat >/dev/null; exit 1", want{checkCanaryGate, Failure, "not because of that"}},
+		{"is silent", "cat >/dev/null; exit 1", want{checkCanaryGate, Failure, "not because of that: it said nothing: exit status 1 instead of"}},
+		{"talks while it lets all pass", "cat >/dev/null; echo 'time=\"2026-01-15T10:30:00Z\" level=warning msg=\"DEPRECATION: cgroup v1\"' >&2; exit 0", want{checkCanaryGate, Failure, "let an agent pass that is unsigned"}},
+		{"talks after its reason", "cat >/dev/null; echo no such policy; echo 'time=\"2026-01-15T10:30:00Z\" level=warning msg=\"DEPRECATION: cgroup v1\"'; exit 1", want{checkCanaryGate, Failure, "not because of that: \"no such policy\" instead"}},
+		{"says it in its log", "cat >/dev/null; echo 'time=\"2026-01-15T10:30:00Z\" level=fatal msg=\"no such policy\"'; exit 1", want{checkCanaryGate, Failure, "no such policy"}},
 		{"was asked as containerd asks", `read d; test "$1" = -name && test "$3" = -digest && test "$5" = -stdin-media-type && echo "$d" | grep -q "\"digest\":\"$4\"" && echo carries no attestation; exit 1`, want{checkCanaryGate, OK, "refused"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -744,6 +747,9 @@ func TestAGateMustRefuseForThePolicysReason(t *testing.T) {
 			g := gates{daemon: &Daemon{env: os.Environ()}, verifier: path}
 			g.askVerifier(t.Context(), r, all[0], "x.example/y:1", "carries no attestation")
 			holds(t, r, c.want)
+			if what := r.Findings[0].What; strings.Contains(what, "DEPRECATION") || strings.Contains(what, "let an agent pass") && what != "let an agent pass that is unsigned" {
+				t.Errorf("noise: %q", what)
+			}
 		})
 	}
 }

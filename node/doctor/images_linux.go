@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"slices"
@@ -29,6 +31,7 @@ import (
 	"github.com/mentatlab/mentat/verifier"
 	"github.com/mentatlab/mentat/verifier/envelopes"
 	"github.com/mentatlab/mentat/verifier/fetch"
+	"github.com/mentatlab/mentat/verifier/notation"
 )
 
 // imagesTold bounds the images that have a finding of their own.
@@ -150,31 +153,115 @@ func (i *inventory) unread(on string, err error) {
 }
 
 func (i *inventory) agent(ctx context.Context, on string, in verifier.Input) {
-	var trace verifier.Trace
-	in.Trace = &trace
 	if i.judge.AsksEnvelopes(in) {
 		in.Envelopes = envelopes.In(i.config.State).Read(in.Artifact.Digest)
 	}
 	vd := fetch.Judge(ctx, i.judge, i.config, nil, in, i.judge.Verify)
-	if !vd.Allowed {
+	switch {
+	case !vd.Allowed:
 		i.refused++
 		i.tell(checkAgents, on, fmt.Sprintf("would be refused now: %s: %s", vd.Reason, vd.Message), "it does not start any more", "pull a release that the policy accepts, or remove it")
-		return
+	case vd.Signer == nil: // nobody's certificate was believed
+	case vd.Signature == verifier.NotationSignature:
+		i.notations(ctx, on, in, vd)
+	default:
+		i.attestation(on, in, vd)
 	}
-	if vd.Signer == nil {
-		return
-	}
+}
+
+// attestation tells of the certificates of all who signed and count, the first and the
+// others. A time stamp that counts keeps a signature good past their end, its own one
+// only.
+func (i *inventory) attestation(on string, in verifier.Input, vd *verifier.Verdict) {
 	att, err := verifier.ReadAttestation(in.Artifact.Raw)
 	if err != nil {
-		return // it was not this program's own attestation that was believed
+		i.tell(checkCert, on, "its certificates cannot be read: "+err.Error(), "whether they end soon cannot be told", "look at it with mentatctl inspect")
+		return
 	}
-	stamped := slices.ContainsFunc(trace.Steps, func(s verifier.Step) bool { return s.Name == verifier.StepTimestamp && s.Outcome == verifier.Passed })
-	for _, c := range att.Chain {
-		if left := c.NotAfter.Sub(i.judge.Now()); left < endsSoon && !stamped {
-			i.tell(checkCert, on, fmt.Sprintf("was signed by %s, which ends at %s, in %d days", c.Subject, stamp(c.NotAfter), int(left/(24*time.Hour))),
-				"it does not start after that", "have it signed anew, or with a time stamp, and pull it")
+	const again = ", with a time stamp (--timestamp URL), and pull it"
+	if vd.Stamped.IsZero() {
+		i.ends(ending{on, "signed by", cmp.Or(vd.Signer.Email, vd.Signer.Subject), att.Chain, i.afterwards(vd.Scope, ""), "have it signed anew" + again})
+	}
+	for n, c := range vd.Countersigners {
+		if !c.Counts || !c.Stamped.IsZero() {
+			continue
+		}
+		i.ends(ending{
+			on, "countersigned by", c.Email, att.CountersignerChain(n),
+			i.afterwards(vd.Scope, "this signature does not count after that: the agent does not start unless enough others of its scope's required_signers signed it"),
+			"have " + c.Email + " countersign it anew (mentatctl countersign --replace)" + again,
+		})
+	}
+}
+
+// notations tells of Notary Project signatures. One that counts is enough, so that of
+// the best of them matters.
+func (i *inventory) notations(ctx context.Context, on string, in verifier.Input, vd *verifier.Verdict) {
+	var best ending
+	for _, e := range in.Envelopes {
+		if e.Digest() == "" || !slices.Contains(vd.GoodEnvelopes, e.Digest()) {
+			continue
+		}
+		alone := in
+		alone.Envelopes = []verifier.Envelope{e}
+		one := i.judge.Verify(ctx, alone)
+		content, err := notation.Reader{}.ReadEnvelope(e, verifier.Target(in.Artifact))
+		if err != nil || one.Signer == nil {
+			continue // it changed between two looks, and so it is none to rely on
+		}
+		if !one.Stamped.IsZero() {
+			return
+		}
+		chain := content.Chain[:len(content.Chain)-1] // roots are the trust store's
+		if best.chain == nil || soonest(best.chain).NotAfter.Before(soonest(chain).NotAfter) {
+			best = ending{
+				on, "signed (Notary Project) by", cmp.Or(one.Signer.Email, one.Signer.Subject), chain, i.afterwards(vd.Scope, ""),
+				"have it signed anew, with a time stamp (notation sign --timestamp-url URL), and pull it",
+			}
 		}
 	}
+	if best.chain != nil {
+		i.ends(best)
+	}
+}
+
+// ending is a signature that counts until one of its certificates ends.
+type ending struct {
+	on, how, who string
+	chain        []*x509.Certificate // without the root
+	why, do      string
+}
+
+// ends tells of a signature whose certificates end soon.
+func (i *inventory) ends(e ending) {
+	c := soonest(e.chain)
+	whose := "whose certificate"
+	if c != e.chain[0] {
+		whose = "whose issuer's certificate"
+	}
+	switch left := c.NotAfter.Sub(i.judge.Now()); {
+	case left < 0: // the scope's level lets it by
+		i.tell(checkCert, e.on, fmt.Sprintf("was %s %s, %s %s ended at %s", e.how, e.who, whose, c.Subject, stamp(c.NotAfter)), "it runs only because its scope's level lets that by", e.do)
+	case left < endsSoon:
+		i.tell(checkCert, e.on, fmt.Sprintf("was %s %s, %s %s ends at %s, in %d days", e.how, e.who, whose, c.Subject, stamp(c.NotAfter), int(left/(24*time.Hour))), e.why, e.do)
+	}
+}
+
+// soonest is the certificate that ends first.
+func soonest(chain []*x509.Certificate) *x509.Certificate {
+	return slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+}
+
+// afterwards is what follows for an agent from the end of a signature, in its scope;
+// strict is what it is at the strict level, "" for not starting.
+func (i *inventory) afterwards(scope, strict string) string {
+	for _, s := range i.judge.Policy().Scopes() {
+		countersigned := strict != ""
+		if s.Name == scope && (s.Level == verifier.Audit || s.Level == verifier.Permissive && !countersigned) {
+			return fmt.Sprintf("after that it runs only because its scope is at the level %s, and less trusted", s.Level)
+		}
+	}
+	return cmp.Or(strict, "it does not start after that")
 }
 
 func (i *inventory) tell(check, on, what, why, do string) {

@@ -37,7 +37,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	checkCaches(r, cfg)
 	checkTime(r, o.Clock(), cfg)
-	judge, err := judgeOf(checkTrust(r, cfg, o), cfg, o.Clock)
+	judge, err := judgeOf(checkTrust(ctx, r, cfg, o, d.env), cfg, o.Clock)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +205,7 @@ func (g gates) plugins(ctx context.Context, r *Report) {
 	}
 	stdout, stderr, err := output(ctx, g.daemon.env, "", g.ctr, "--address", g.address, "plugins", "ls")
 	if err != nil {
-		r.fail(checkLoaded, g.address, "does not say what it runs: "+lastLine(stderr), "whether verifiers are asked cannot be told", "look at containerd's log")
+		r.fail(checkLoaded, g.address, fmt.Sprintf("does not say what it runs: %s (%v)", words(stderr), err), "whether verifiers are asked cannot be told", "look at containerd's log")
 		return
 	}
 	checkPluginList(r, stdout)

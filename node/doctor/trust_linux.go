@@ -1,21 +1,26 @@
 package doctor
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/sys/unix"
 
+	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/internal/limits"
 	"github.com/mentatlab/mentat/internal/nodeconfig"
 	"github.com/mentatlab/mentat/verifier"
+	"github.com/mentatlab/mentat/verifier/fetch"
 	"github.com/mentatlab/mentat/verifier/notation"
 	"github.com/mentatlab/mentat/verifier/timestamp"
 )
@@ -25,6 +30,9 @@ const (
 	endsSoon = 30 * 24 * time.Hour
 	// clockSlack is what two clocks may be apart.
 	clockSlack = 5 * time.Minute
+	// refreshBudget is what the gate before a start waits for lists, the shortest of
+	// the gates: what does not come within it does not come for every one of them.
+	refreshBudget = 2 * time.Second
 )
 
 // checkTime holds the clock to what the node knows to be past.
@@ -46,8 +54,9 @@ func checkTime(r *Report, now time.Time, cfg *nodeconfig.Config) {
 }
 
 // checkTrust looks at policy, trust stores and revocation data. It returns the
-// verifier that a gate would make, nil if none could.
-func checkTrust(r *Report, cfg *nodeconfig.Config, o Options) *verifier.Verifier {
+// verifier that a gate would make, nil if none could. env is containerd's environment,
+// which its gates have, too.
+func checkTrust(ctx context.Context, r *Report, cfg *nodeconfig.Config, o Options, env []string) *verifier.Verifier {
 	if cfg.Verify.Policy == "" {
 		r.fail(checkPolicy, cfg.Dir, "there is no policy: the node is in developer mode", "everything runs that is not broken, whoever signed it or nobody did",
 			"write policy.yaml, or have mentatctl pki policy write a first one")
@@ -73,16 +82,74 @@ func checkTrust(r *Report, cfg *nodeconfig.Config, o Options) *verifier.Verifier
 	}
 	checkEnforced(r, v, cfg, o.Clock())
 	checkCertificates(r, v, o.Clock())
-	checkLists(r, v, cfg, o.Clock())
-	checkReleaseLists(r, v, o.Clock())
+	failed := refresh(ctx, v, cfg.Verify, env)
+	checkLists(r, v, cfg, o.Clock(), failed)
+	checkReleaseLists(r, v, o.Clock(), failed)
 	return v
 }
 
+// refresh does what every gate does before it judges, and as a gate does it: within its
+// time, through the proxies of its environment, and for what is due only. A list that
+// nobody fetched yet is no fault of the node.
+func refresh(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, env []string) refreshed {
+	ctx, cancel := context.WithTimeout(ctx, refreshBudget)
+	defer cancel()
+	client := clientOf(env)
+	defer client.CloseIdleConnections()
+	switch err := fetch.Refresh(ctx, v, cfg, client, false).(type) { //nolint:errorlint // the list of them itself, not one in it
+	case nil:
+		return nil
+	case *fault.Error: // it has causes of its own
+		return refreshed{err}
+	case interface{ Unwrap() []error }:
+		return err.Unwrap()
+	default:
+		return refreshed{err}
+	}
+}
+
+// clientOf has the proxies that an environment names.
+func clientOf(env []string) *http.Client {
+	either := func(name string) string {
+		if v := lookup(env, name); v != "" {
+			return v
+		}
+		return lookup(env, strings.ToLower(name))
+	}
+	proxies := httpproxy.Config{HTTPProxy: either("HTTP_PROXY"), HTTPSProxy: either("HTTPS_PROXY"), NoProxy: either("NO_PROXY")}
+	return fetch.ClientThrough(proxies.ProxyFunc())
+}
+
+// refreshed are the errors of a refresh.
+type refreshed []error
+
+// of is what went wrong with one source, by what its errors say they are on: what the
+// node itself could not do concerns every source.
+func (errs refreshed) of(names ...string) error {
+	var found []error
+	for _, err := range errs {
+		named := slices.ContainsFunc(names, func(name string) bool { return name != "" && strings.Contains(err.Error(), name+": ") })
+		if named || fault.ReasonOf(err) == fault.Internal {
+			found = append(found, err)
+		}
+	}
+	return errors.Join(found...)
+}
+
 // checkReleaseLists: without a list that counts, every agent is refused.
-func checkReleaseLists(r *Report, v *verifier.Verifier, now time.Time) {
+func checkReleaseLists(r *Report, v *verifier.Verifier, now time.Time, failed refreshed) {
 	const do = "get a new list from its signer (mentatctl trust releases)"
+	urls := map[string]string{}
+	for _, l := range v.Policy().FetchedReleases() {
+		urls[l.Name] = l.URL
+	}
 	for _, l := range v.ReleaseLists() {
+		url := urls[l.Name]
+		err := failed.of(url, "release list "+l.Name)
 		switch left := l.NextUpdate.Sub(now); {
+		case l.Err != nil && url != "" && err != nil:
+			r.fail(checkReleases, l.Name, l.Err.Error()+"; it was tried now: "+err.Error(), "every agent is refused until a gate, or the node service, gets one",
+				"look why "+url+" does not give one; "+do)
 		case l.Err != nil:
 			r.fail(checkReleases, l.Name, l.Err.Error(), "every agent is refused", do)
 		case len(l.Warnings) > 0:
@@ -167,24 +234,37 @@ func checkCertificate(r *Report, in string, c *x509.Certificate, now time.Time) 
 	}
 }
 
-func checkLists(r *Report, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time) {
-	sources := v.Policy().CRLs()
-	if len(sources) == 0 {
+func checkLists(r *Report, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time, failed refreshed) {
+	sources, asked := v.Policy().CRLs(), v.Policy().OCSP()
+	switch {
+	case len(sources) > 0:
+	case len(asked) > 0:
+		r.note(checkCRL, cfg.Verify.Policy, "names OCSP responders and no revocation lists", "only agents whose every issuer has a responder there can be trusted")
+	default:
 		r.warn(checkCRL, cfg.Verify.Policy, "names no revocation lists", "no agent can be trusted without one", "name them under revocation.crls")
 	}
 	for _, src := range sources {
-		checkList(r, src, v, cfg, now)
+		checkList(r, src, v, cfg, now, failed.of(src.URL, src.File, src.Issuer))
 	}
 }
 
-func checkList(r *Report, src verifier.CRLSource, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time) {
-	from := src.File + src.URL
+// checkList looks at the list of one source; failed is why it could not be refreshed.
+func checkList(r *Report, src verifier.CRLSource, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time, failed error) {
 	lost := func(err error) {
-		r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list from %s is at hand: %v", from, err), "every agent of this issuer is refused",
-			"run the node service, which refreshes lists, and look why "+from+" does not give one")
+		const why = "every agent of this issuer is refused"
+		if src.URL == "" {
+			r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list from %s is at hand: %v", src.File, err), why, "put its issuer's list there (mentatctl pki crl)")
+			return
+		}
+		what := fmt.Sprintf("no list from %s is at hand: %v", src.URL, err)
+		if failed != nil {
+			what = fmt.Sprintf("no list is at hand: %v, and none can be fetched now: %v", err, failed)
+		}
+		r.fail(checkCRL, src.Issuer, what, why+" until a gate, or the node service, gets one", "look why "+src.URL+" does not give one to this node")
 	}
 	issuers, err := src.Issuers(v.Stores())
 	if err != nil {
+		failed = nil
 		lost(err)
 		return
 	}
@@ -194,7 +274,7 @@ func checkList(r *Report, src verifier.CRLSource, v *verifier.Verifier, cfg *nod
 			lost(err)
 			return
 		}
-		checkAge(r, src.Issuer, list.ThisUpdate, list.NextUpdate, v.Policy().Grace(), now)
+		checkAge(r, src, list.ThisUpdate, list.NextUpdate, v.Policy().Grace(), now)
 		return
 	}
 	var errs []error
@@ -204,12 +284,19 @@ func checkList(r *Report, src verifier.CRLSource, v *verifier.Verifier, cfg *nod
 			ix, err = verifier.CompileFile(src.File, issuer, now)
 		}
 		if err == nil && ix != nil {
-			checkAge(r, src.Issuer, ix.ThisUpdate(), ix.NextUpdate(), v.Policy().Grace(), now)
+			checkAge(r, src, ix.ThisUpdate(), ix.NextUpdate(), v.Policy().Grace(), now)
+			if src.URL != "" && failed != nil {
+				r.note(checkCRL, src.Issuer, "the list cannot be refreshed now: "+failed.Error(), "the one at hand is used: what was revoked since it was made is not known here")
+			}
 			return
 		}
 		errs = append(errs, err)
 	}
-	lost(errors.Join(append(errs, errNone)...))
+	if err := errors.Join(errs...); err != nil {
+		lost(err)
+	} else {
+		lost(errNone)
+	}
 }
 
 var errNone = errors.New("nothing was kept under verify.state")
@@ -225,8 +312,12 @@ func readList509(path string) (*x509.RevocationList, error) {
 	return x509.ParseRevocationList(data)
 }
 
-func checkAge(r *Report, issuer string, made, next time.Time, grace time.Duration, now time.Time) {
-	const do = "have its issuer publish a new one (mentatctl pki crl), and the node service run"
+func checkAge(r *Report, src verifier.CRLSource, made, next time.Time, grace time.Duration, now time.Time) {
+	issuer := src.Issuer
+	do := "have its issuer publish a new one (mentatctl pki crl) at " + src.URL
+	if src.URL == "" {
+		do = "put a new one from its issuer (mentatctl pki crl) into " + src.File
+	}
 	switch {
 	case made.After(now.Add(clockSlack)):
 		r.fail(checkClock, "revocation list of "+issuer, fmt.Sprintf("was made at %s, the clock says %s", stamp(made), stamp(now)),

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -196,25 +195,4 @@ func get(ctx context.Context, client *http.Client, url, what string, most int64)
 		return nil, fault.Wrap(err, fault.Unavailable, url, "the %s breaks off", what)
 	}
 	return data, nil
-}
-
-func newClient() *http.Client {
-	return &http.Client{
-		Timeout:       requestTimeout,
-		CheckRedirect: sameHost,
-	}
-}
-
-// sameHost follows a server that sends on to another path, or to TLS, of its own. Which
-// host is asked is the policy's word alone.
-func sameHost(req *http.Request, via []*http.Request) error {
-	switch from := via[len(via)-1].URL; {
-	case len(via) > maxRedirects:
-		return fmt.Errorf("more than %d redirects", maxRedirects)
-	case req.URL.Hostname() != from.Hostname():
-		return fmt.Errorf("sends on to another host, %s, which the policy does not name", req.URL.Host)
-	case req.URL.Scheme != from.Scheme && req.URL.Scheme != "https":
-		return fmt.Errorf("sends on to %s", req.URL.Scheme)
-	}
-	return nil
 }

@@ -53,9 +53,10 @@ func (a *app) doctorCmd() *cobra.Command {
 asks the kernel which containerd listens at the socket, has that very program say
 what its configuration means, and looks at everything that decides: the directory of
 verifiers, CRI's settings that leave verifiers out without a word, the programs and
-who can replace them, caches, clock, policy, revocation lists and certificates. It
-judges the agents that are on the node already, and names those that would not start
-any more or whose signers' certificates end soon.
+who can replace them, caches, clock, policy, revocation lists and certificates. Lists
+that are due it fetches first, as every gate does. It judges the agents that are on the
+node already, and names those that would not start any more or whose signers' or
+countersigners' certificates end soon.
 
 Then it offers the node's own gates two agents that they must refuse, an unsigned
 one and one whose signature does not fit: the verifier by itself, a pull through
