@@ -127,11 +127,15 @@ func TestServicesAreAddedOnceAndWholeOrNotAtAll(t *testing.T) {
 		t.Errorf("stamped without an authority: %v", err)
 	}
 	for name, o := range map[string]pki.ServiceOptions{
-		"OCSP address": {Now: now, OCSPURL: "ftp://pki.example"}, "policy": {Now: now, TimePolicy: "1.nonsense"}, "arc": {Now: now, TimePolicy: "3.1"},
-		"long arc": {Now: now, TimePolicy: "2.25.99999999999"},
+		"OCSP address": {Now: now, UnencryptedRoot: true, OCSPURL: "ftp://pki.example"}, "policy": {Now: now, UnencryptedRoot: true, TimePolicy: "1.nonsense"},
+		"arc": {Now: now, UnencryptedRoot: true, TimePolicy: "3.1"}, "long arc": {Now: now, UnencryptedRoot: true, TimePolicy: "2.25.99999999999"},
+		"open root": {Now: now},
 	} {
 		if err := ca.AddServices(o); fault.ReasonOf(err) != fault.Usage {
 			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(filepath.Join(ca.Dir(), "time")); err == nil {
+			t.Fatalf("%s: it was made", name)
 		}
 	}
 	// A process that was killed before leaves this.

@@ -134,8 +134,10 @@ func (a *app) pkiInitCmd() *cobra.Command {
 		Long: `Make a root (10 years, RSA 4096), an agent CA below it (5 years, RSA 3072) and the
 first revocation list of each. Nothing that is there is overwritten.
 
-The root's key is encrypted when there is a passphrase. Move it off the machine
-once the agent CA exists: it is needed again only to renew the root's list. The
+The root's key is encrypted by a passphrase: that of $` + passphraseEnv + `, or one that
+is asked for. Without any nothing is made, unless --unencrypted-root says that the key
+may lie open. Move it off the machine once the agent CA exists: it is needed again
+only to renew the root's list, and to revoke the agent CA. The
 agent CA's key, which issues certificates, is encrypted by another passphrase, if
 --agent-passphrase-file names one.
 
@@ -152,6 +154,9 @@ makes it.`,
   mentatctl pki init --services --ocsp-url http://pki.example.com/ocsp --crl-url http://pki.example.com/crl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := services.check(cmd); err != nil {
+				return err
+			}
 			dir, err := caDir(f.dir)
 			if err != nil {
 				return err
@@ -160,10 +165,12 @@ makes it.`,
 			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 				return fault.New(fault.Exists, dir, "is not empty").WithHint("a certificate authority is never overwritten: choose another directory with --ca")
 			}
-			if o.RootKeyName == "" || services.on && services.rootKey == "" {
-				if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
+			if file, token := services.openRoot(o.RootKeyName); file != "" {
+				if o.Passphrase, err = a.rootPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, filepath.FromSlash(file)), o.UnencryptedRoot, token); err != nil {
 					return err
 				}
+			} else if o.UnencryptedRoot {
+				return fault.New(fault.Usage, "--"+unencryptedRootFlag, "says nothing here: the key is made in a token")
 			}
 			if f.agentPass != "" {
 				if o.AgentPassphrase, err = secretFile(f.agentPass, "passphrase"); err != nil {
@@ -171,9 +178,7 @@ makes it.`,
 				}
 			}
 			o.Now = a.now()
-			if o.Services, err = services.options(cmd, o.Passphrase, o.AgentPassphrase, o.Now); err != nil {
-				return err
-			}
+			o.Services = services.options(o.Passphrase, o.AgentPassphrase, o.UnencryptedRoot, o.Now)
 			done := a.newProgress().Step("making keys")
 			ca, err := a.initCA(cmd.Context(), dir, &f, &made, o)
 			done()
@@ -193,6 +198,7 @@ makes it.`,
 	cmd.Flags().BoolVar(&services.on, "services", false, "make a time stamp authority, too, and answer OCSP requests when served")
 	services.add(cmd)
 	f.addKey(cmd)
+	addUnencryptedRoot(cmd, &o.UnencryptedRoot)
 	cmd.Flags().StringVar(&o.Org, "org", "", "the organization's `NAME` in every certificate (default MentatLab)")
 	cmd.Flags().StringVar(&o.Country, "country", "", "the country's two-letter `CODE` in every certificate (default US)")
 	cmd.Flags().StringVar(&o.CRLURL, "crl-url", "", "the `URL` under which the files of DIR/crl will be published")
