@@ -311,7 +311,7 @@ func TestAnOCSPAnswerSaysWhatTheDatabaseSaysNow(t *testing.T) {
 		}
 	}
 	since := now.Add(-2 * time.Minute).Truncate(time.Second)
-	if err := ca.RevokeSince(leaf.SerialNumber, pki.KeyCompromise, since, now.Add(time.Minute)); err != nil {
+	if _, err := ca.RevokeSince(leaf.SerialNumber, pki.KeyCompromise, since, now.Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	a, err := ca.AnswerOCSP(r, ocspQuery(t, leaf, ca.Agent(), 0), now.Add(time.Minute))

@@ -305,12 +305,18 @@ type revokeResult struct {
 	List   string `json:"list"`
 	// InvalidSince is when the key was lost.
 	InvalidSince time.Time `json:"invalid_since,omitzero"`
+	// Tightened is that it was revoked before, and less strictly.
+	Tightened bool `json:"tightened,omitempty"`
 	// Renewed are the certificates that were renewed from it and still count.
 	Renewed []string `json:"renewed,omitempty"`
 }
 
 func (r *revokeResult) Text(w *display.Writer) {
-	w.Line("revoked %s", r.Serial)
+	again := ""
+	if r.Tightened {
+		again = " again, more strictly"
+	}
+	w.Line("revoked %s%s", r.Serial, again)
 	w.Field("reason", "%s", r.Reason)
 	if !r.InvalidSince.IsZero() {
 		w.Field("invalid", "since %s", display.Date(r.InvalidSince))
@@ -329,6 +335,11 @@ func (a *app) pkiRevokeCmd() *cobra.Command {
 		Long: `Revoke a certificate, named by its serial number or its file, and write a new
 revocation list. What it signed is refused from then on, also what it signed
 before.
+
+With --invalid-since the entry says since when the key was lost: what has a time stamp
+from before stays good. Without it nothing does. A certificate that is revoked can be
+revoked again where that refuses more: since an earlier date, since ever, or for
+keyCompromise where another reason stood. Without --reason the one that stands stays.
 
 A key that was revoked as compromised is never certified again. Certificates that
 were renewed from this one are named: who had the key may have renewed it.`,
@@ -355,7 +366,8 @@ were renewed from this one are named: who had the key may have renewed it.`,
 			if err != nil {
 				return err
 			}
-			if err := ca.RevokeSince(serial, reason, since, a.now()); err != nil {
+			stands, err := ca.RevokeSince(serial, reason, since, a.now())
+			if err != nil {
 				return err
 			}
 			renewed, err := renewedFrom(ca, serial, a.now())
@@ -366,7 +378,7 @@ were renewed from this one are named: who had the key may have renewed it.`,
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: list, InvalidSince: since, Renewed: renewed})
+			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: stands.Reason, List: list, InvalidSince: stands.InvalidSince, Tightened: stands.Tightened, Renewed: renewed})
 		},
 	}
 	f.addKey(cmd)
@@ -493,6 +505,9 @@ func (r *listResult) Text(w *display.Writer) {
 		switch c.State {
 		case pki.StateRevoked:
 			state = "revoked " + display.Date(c.Revoked) + ", " + c.Reason
+			if !c.InvalidSince.IsZero() {
+				state += ", invalid since " + display.Date(c.InvalidSince)
+			}
 		case pki.StateExpired:
 			state = "expired " + display.Date(c.NotAfter)
 		default:
