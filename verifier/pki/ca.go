@@ -660,10 +660,22 @@ func (ca *CA) readKey(name string, pass Passphrase) (crypto.Signer, error) {
 		return ca.keys.Token(elsewhere)
 	}
 	data, err := ca.read(name, limits.CertificatePEMBytes)
+	if fault.ReasonOf(err) == fault.NotFound {
+		return nil, fault.New(fault.NotFound, ca.path(name), "is not there, and what is asked for needs this key").WithHint("%s", putBack(name))
+	}
 	if err != nil {
 		return nil, err
 	}
 	return ParseKey(ca.path(name), data, pass)
+}
+
+// putBack says what to do about a key's file that is not there. The roots' are where
+// they should be.
+func putBack(name string) string {
+	if name == RootKey || name == TimeRootKey {
+		return "put it back for as long as this takes"
+	}
+	return "put it back, from a backup if need be"
 }
 
 // lock keeps other processes out of the CA until unlock is called.

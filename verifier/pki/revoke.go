@@ -364,12 +364,34 @@ func (ca *CA) agentAuthority() authority {
 func (ca *CA) RenewCRL(now time.Time) error { return ca.renew(ca.agentAuthority(), now) }
 
 // RenewRootCRL is RenewCRL for the root's list, and for that of the time stamp
-// authority's root if there is one. It needs their keys.
-func (ca *CA) RenewRootCRL(now time.Time) error {
-	if err := ca.renew(ca.rootAuthority(), now); err != nil || ca.services == nil {
-		return err
+// authority's root if there is one. It needs their keys, all of them before it renews
+// any list.
+func (ca *CA) RenewRootCRL(now time.Time) error { return ca.renewAll(ca.roots(), now) }
+
+// RenewAllCRLs is [CA.RenewRootCRL] and [CA.RenewCRL], with all keys or not at all.
+func (ca *CA) RenewAllCRLs(now time.Time) error {
+	return ca.renewAll(append(ca.roots(), ca.agentAuthority()), now)
+}
+
+func (ca *CA) roots() []authority {
+	if ca.services == nil {
+		return []authority{ca.rootAuthority()}
 	}
-	return ca.renew(ca.timeAuthority(), now)
+	return []authority{ca.rootAuthority(), ca.timeAuthority()}
+}
+
+func (ca *CA) renewAll(all []authority, now time.Time) error {
+	for _, a := range all {
+		if _, err := a.key(); err != nil {
+			return err
+		}
+	}
+	for _, a := range all {
+		if err := ca.renew(a, now); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (ca *CA) renew(a authority, now time.Time) error {
@@ -555,11 +577,8 @@ func (ca *CA) publish(a authority) error {
 // life is over, or a newer one than the database knows lies on disk. It tells
 // when the list that is then published ends.
 func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
-	if err := ca.publish(ca.rootAuthority()); err != nil {
-		return time.Time{}, err
-	}
-	if ca.services != nil {
-		if err := ca.publish(ca.timeAuthority()); err != nil {
+	for _, a := range ca.roots() {
+		if err := ca.publish(a); err != nil {
 			return time.Time{}, err
 		}
 	}
@@ -593,11 +612,7 @@ func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
 // RootListEnd is until when the published lists of the roots count, whichever ends
 // first; zero if there is none. Only the roots' keys make others.
 func (ca *CA) RootListEnd() (end time.Time, err error) {
-	roots := []authority{ca.rootAuthority()}
-	if ca.services != nil {
-		roots = append(roots, ca.timeAuthority())
-	}
-	for i, a := range roots {
+	for i, a := range ca.roots() {
 		l, err := ca.published(a)
 		if err != nil || l == nil {
 			return time.Time{}, err

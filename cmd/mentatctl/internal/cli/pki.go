@@ -436,8 +436,8 @@ func (a *app) pkiCRLCmd() *cobra.Command {
 		Use:   "crl",
 		Short: "Write a new revocation list",
 		Long: `Write a new list of the agent CA, with --root also one of the root, and of the time
-stamp authority's root if there is one, which needs their keys. Do so before the old
-one ends: nodes refuse agents when they cannot tell whether their signers are revoked.`,
+stamp authority's root if there is one, which needs their keys: put them back for as long as
+this takes. If one is missing no list is made. Do so before the old one ends: nodes refuse agents when they cannot tell whether their signers are revoked.`,
 		Example: `  mentatctl pki crl
   mentatctl pki crl --root
   mentatctl pki crl --show --output json`,
@@ -450,15 +450,14 @@ one ends: nodes refuse agents when they cannot tell whether their signers are re
 			if err != nil {
 				return err
 			}
-			if root {
-				if err := ca.RenewRootCRL(a.now()); err != nil {
-					return err
-				}
+			switch {
+			case root:
+				err = ca.RenewAllCRLs(a.now())
+			case !show:
+				err = ca.RenewCRL(a.now())
 			}
-			if !show {
-				if err := ca.RenewCRL(a.now()); err != nil {
-					return err
-				}
+			if err != nil {
+				return err
 			}
 			r := &crlResult{Header: display.Head("pki-crl")}
 			for _, name := range ca.ListFiles() {
