@@ -43,7 +43,7 @@ type authority struct {
 
 func newAuthority(dir string) (*authority, error) {
 	now := time.Now()
-	ca, err := pki.Init(filepath.Join(dir, "ca"), pki.InitOptions{Now: now})
+	ca, err := pki.Init(filepath.Join(dir, "ca"), pki.InitOptions{UnencryptedRoot: true, Now: now})
 	if err != nil {
 		return nil, err
 	}

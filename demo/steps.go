@@ -27,7 +27,7 @@ func (d *demo) ref(name string) string { return d.registry + "/" + name }
 // authority makes the PKI.
 func (d *demo) authority() error {
 	d.step("A certificate authority", "A root, below it an agent CA that certifies developers, and one developer, Ada.")
-	if _, err := d.run(`mentatctl pki init --org Example`, only("^made|root  |agent CA")); err != nil {
+	if _, err := d.run(`MENTAT_PASSPHRASE="correct horse" mentatctl pki init --org Example`, only("^made|root  |agent CA")); err != nil {
 		return err
 	}
 	if _, err := d.run(`mentatctl pki request-cert --email ada@example.com`, only("issued|issuer|expires")); err != nil {

@@ -83,7 +83,7 @@ func TestTranscripts(t *testing.T) {
 	goEnv := goEnvironment(t)
 	ca := sync.OnceValues(func() (string, error) {
 		dir := filepath.Join(t.TempDir(), "ca")
-		_, err := pki.Init(dir, pki.InitOptions{Now: time.Now()})
+		_, err := pki.Init(dir, pki.InitOptions{UnencryptedRoot: true, Now: time.Now()})
 		return dir, err
 	})
 	host := sync.OnceValues(func() (string, error) {

@@ -57,7 +57,8 @@ const (
 	maxFieldBytes = 64              // RFC 5280's bound on organization and common names
 )
 
-// InitOptions say what CA to make. Only Now is required.
+// InitOptions say what CA to make. Required are Now, and one of Passphrase, RootKey
+// and UnencryptedRoot.
 type InitOptions struct {
 	// Org and Country stand in every subject; the defaults are MentatLab, US.
 	Org, Country string
@@ -65,8 +66,11 @@ type InitOptions struct {
 	// published; certificates then name their list there. Empty: they name
 	// none, and every node's policy must name the lists.
 	CRLURL string
-	// Passphrase encrypts the root key. Without one it lies open.
+	// Passphrase encrypts the root key.
 	Passphrase []byte
+	// UnencryptedRoot lets the root key lie open where there is no passphrase. Who
+	// reads it makes agent CAs that every node believes, for ten years.
+	UnencryptedRoot bool
 	// Now is when the CA begins.
 	Now time.Time
 	// AgentCRLLife is how long a list of the agent CA counts; default one day.
@@ -234,7 +238,24 @@ func checkInit(i info, o InitOptions) error {
 	if o.Now.IsZero() {
 		return fault.New(fault.Internal, "pki init", "has no clock")
 	}
+	if err := checkRoot("root key", o.RootKey, o.Passphrase, o.UnencryptedRoot); err != nil {
+		return err
+	}
+	if o.Services != nil {
+		if err := o.Services.checkRoot(); err != nil {
+			return err
+		}
+	}
 	return i.check()
+}
+
+// checkRoot refuses to write a root's key into an open file that nobody asked for.
+func checkRoot(what string, key crypto.Signer, passphrase []byte, unencrypted bool) error {
+	if key != nil || len(passphrase) > 0 || unencrypted {
+		return nil
+	}
+	return fault.New(fault.Usage, what, "there is no passphrase to encrypt it with, and it is not written without").
+		WithHint("give a passphrase, make the key in a token, or ask for an open file by name: --unencrypted-root")
 }
 
 func (i info) check() error {
@@ -432,7 +453,7 @@ func (ca *CA) Warnings() []string {
 			continue
 		}
 		if block, _ := pem.Decode(data); block != nil && block.Type != pemEncryptedKey {
-			all = append(all, ca.path(file)+" is not encrypted: move it off this machine, or make the CA with a passphrase")
+			all = append(all, ca.path(file)+" is not encrypted: move it off this machine")
 		}
 	}
 	return all
@@ -639,10 +660,22 @@ func (ca *CA) readKey(name string, pass Passphrase) (crypto.Signer, error) {
 		return ca.keys.Token(elsewhere)
 	}
 	data, err := ca.read(name, limits.CertificatePEMBytes)
+	if fault.ReasonOf(err) == fault.NotFound {
+		return nil, fault.New(fault.NotFound, ca.path(name), "is not there, and what is asked for needs this key").WithHint("%s", putBack(name))
+	}
 	if err != nil {
 		return nil, err
 	}
 	return ParseKey(ca.path(name), data, pass)
+}
+
+// putBack says what to do about a key's file that is not there. The roots' are where
+// they should be.
+func putBack(name string) string {
+	if name == RootKey || name == TimeRootKey {
+		return "put it back for as long as this takes"
+	}
+	return "put it back, from a backup if need be"
 }
 
 // lock keeps other processes out of the CA until unlock is called.

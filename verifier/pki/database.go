@@ -246,9 +246,9 @@ func (d database) find(serial string) (*certificate, error) {
 	return &c, nil
 }
 
-// revoke marks a certificate.
-func (d database) revoke(r *Record, now time.Time) error {
-	if err := d.append(event{Event: revoked, Time: now, Record: r}); err != nil {
+// revoke marks a certificate, for the first time or more strictly, as the event says.
+func (d database) revoke(what string, r *Record, now time.Time) error {
+	if err := d.append(event{Event: what, Time: now, Record: r}); err != nil {
 		return err
 	}
 	if r.Reason == KeyCompromise.String() && r.Key != "" {
@@ -301,14 +301,19 @@ func (ca *CA) ExportLog(w io.Writer) (Head, error) { return ca.walkLog("", w) }
 
 func (ca *CA) walkLog(since string, w io.Writer) (head Head, err error) {
 	err = ca.view(func(d database) error {
-		given, taken, met := map[string]string{}, map[string]bool{}, since == ""
+		given, taken, met := map[string]string{}, map[string]Record{}, since == ""
 		head, err = d.each(func(data []byte, e *entry) error {
 			met = met || hashOf(data) == since
 			switch {
 			case e.Record != nil && e.Event == issued:
 				given[e.Serial] = e.Fingerprint
 			case e.Record != nil && e.Event == revoked:
-				taken[e.Serial] = true
+				taken[e.Serial] = *e.Record
+			case e.Record != nil && e.Event == tightened:
+				if _, ok := taken[e.Serial]; !ok {
+					return fault.New(fault.DigestMismatch, databaseFile, "the log makes a revocation of %s stricter of which it does not tell", e.Serial)
+				}
+				taken[e.Serial] = *e.Record
 			}
 			if _, err := w.Write(append(bytes.Clone(data), '\n')); err != nil {
 				return fault.Wrap(err, fault.Internal, "log", "cannot be written")
@@ -327,7 +332,7 @@ func (ca *CA) walkLog(since string, w io.Writer) (head Head, err error) {
 }
 
 // agrees refuses a database whose certificates are not those of its log.
-func (d database) agrees(given map[string]string, taken map[string]bool) error {
+func (d database) agrees(given map[string]string, taken map[string]Record) error {
 	count := 0
 	err := d.tx.Bucket(certificateBucket).ForEach(func(k, v []byte) error {
 		count++
@@ -344,9 +349,17 @@ func (d database) agrees(given map[string]string, taken map[string]bool) error {
 		return err
 	}
 	lost := 0
-	err = d.tx.Bucket(revokedBucket).ForEach(func(k, _ []byte) error {
-		if !taken[string(k)] {
+	err = d.tx.Bucket(revokedBucket).ForEach(func(k, v []byte) error {
+		told, ok := taken[string(k)]
+		if !ok {
 			return fault.New(fault.DigestMismatch, databaseFile, "the log tells of no revocation of %s", k)
+		}
+		var r Record
+		if err := decodeEntry(revokedBucket, v, &r); err != nil {
+			return err
+		}
+		if r.Serial != told.Serial || r.Reason != told.Reason || !r.Revoked.Equal(told.Revoked) || !r.InvalidSince.Equal(told.InvalidSince) {
+			return fault.New(fault.DigestMismatch, databaseFile, "the log tells of another revocation of %s", k)
 		}
 		lost++
 		return nil

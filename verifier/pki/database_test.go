@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -71,6 +72,9 @@ func busy(dir string) error {
 			return err
 		}
 		fmt.Printf("revoked %x\n", chain[0].SerialNumber)
+		if err := ca.Revoke(chain[0].SerialNumber, pki.KeyCompromise, now); err != nil {
+			return err
+		}
 	}
 }
 
@@ -548,17 +552,143 @@ func TestAServersCertificateIsForServersOnly(t *testing.T) {
 	}
 }
 
+// The loss turns out to be earlier, or to be one: that is said by another revocation,
+// which can only have more refused.
+func TestARevocationIsMadeStricterAndNeverLess(t *testing.T) {
+	ca := quick(t, pki.InitOptions{})
+	c := request(t, ca, "dev@example.com")[0]
+	day := func(n int) time.Time { return now.AddDate(0, 0, n) }
+	at, first := day(10), day(10)
+	for _, step := range []struct {
+		name   string
+		reason pki.Reason
+		since  time.Time
+		want   fault.Reason
+		reads  string // the reason that stands then
+		stands time.Time
+	}{
+		{"at first", pki.Superseded, day(8), "", "superseded", day(8)},
+		{"the same", pki.Superseded, day(8), fault.Exists, "superseded", day(8)},
+		{"a later date", pki.Superseded, day(9), fault.Exists, "superseded", day(8)},
+		{"a later date for a worse reason", pki.KeyCompromise, day(9), fault.Exists, "superseded", day(8)},
+		{"another word alone", pki.AffiliationChanged, day(8), fault.Exists, "superseded", day(8)},
+		{"an earlier date", pki.Unspecified, day(7), "", "superseded", day(7)},
+		{"a worse reason", pki.KeyCompromise, day(7), "", "keyCompromise", day(7)},
+		{"an earlier date for a better reason", pki.Superseded, day(5), fault.Exists, "keyCompromise", day(7)},
+		{"an earlier date again", pki.KeyCompromise, day(6), "", "keyCompromise", day(6)},
+		{"a date before it was issued", pki.KeyCompromise, day(-1), fault.Usage, "keyCompromise", day(6)},
+		{"no date", pki.Unspecified, time.Time{}, "", "keyCompromise", time.Time{}},
+		{"a date where none stands", pki.KeyCompromise, day(1), fault.Exists, "keyCompromise", time.Time{}},
+		{"none again", pki.KeyCompromise, time.Time{}, fault.Exists, "keyCompromise", time.Time{}},
+	} {
+		before := crl(t, ca, pki.AgentCRL, ca.Agent())
+		at = at.Add(time.Hour)
+		got, err := ca.RevokeSince(c.SerialNumber, step.reason, step.since, at)
+		if fault.ReasonOf(err) != step.want || err == nil && got.Tightened != (step.name != "at first") {
+			t.Errorf("%s: %+v, %v", step.name, got, err)
+		}
+		if step.want == fault.Exists && !strings.Contains(err.Error(), step.reads) {
+			t.Errorf("%s: what stands is not said: %v", step.name, err)
+		}
+		list := crl(t, ca, pki.AgentCRL, ca.Agent())
+		grown := list.Number.Cmp(before.Number) > 0
+		if grown != (step.want == "") || len(list.RevokedCertificateEntries) != 1 {
+			t.Fatalf("%s: list %s after %s", step.name, list.Number, before.Number)
+		}
+		e := list.RevokedCertificateEntries[0]
+		if date := invalidityOf(t, e); !date.Equal(step.stands) || e.RevocationTime.Before(first) || !e.RevocationTime.Equal(first.Add(time.Hour)) {
+			t.Errorf("%s: revoked at %s, invalid since %s", step.name, e.RevocationTime, date)
+		}
+		all, err := ca.Issued()
+		if err != nil || len(all) != 2 || all[1].Reason != step.reads || !all[1].InvalidSince.Equal(step.stands) {
+			t.Errorf("%s: %+v, %v", step.name, all, err)
+		}
+		if _, err := ca.CheckLog(""); err != nil {
+			t.Errorf("%s: %v", step.name, err)
+		}
+	}
+	var log bytes.Buffer
+	if _, err := ca.ExportLog(&log); err != nil || strings.Count(log.String(), `"event":"revoked"`) != 1 || strings.Count(log.String(), `"event":"revocation-tightened"`) != 4 {
+		t.Errorf("%v in\n%s", err, log.String())
+	}
+	// The key became a compromised one.
+	if _, err := ca.IssueLeaf(csrOf(t, testpki.RSA(t, "leaf", 2048), &x509.CertificateRequest{}), pki.LeafOptions{Email: "dev@example.com", Now: at}); fault.ReasonOf(err) != fault.Revoked {
+		t.Errorf("its key is certified again: %v", err)
+	}
+}
+
+// invalidityOf is an entry's invalidity date, zero without one.
+func invalidityOf(t *testing.T, e x509.RevocationListEntry) (at time.Time) {
+	t.Helper()
+	for _, ext := range e.Extensions {
+		if ext.Id.String() == "2.5.29.24" {
+			if _, err := asn1.UnmarshalWithParams(ext.Value, &at, "generalized"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return at
+}
+
+func TestARevocationThatIsNotTheLogsIsNoticed(t *testing.T) {
+	ca := quick(t, pki.InitOptions{})
+	c := request(t, ca, "dev@example.com")[0]
+	for _, reason := range []pki.Reason{pki.Superseded, pki.KeyCompromise} {
+		if err := ca.Revoke(c.SerialNumber, reason, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What stands in the log has its sequence number before the serial.
+	stands := regexp.MustCompile(`(\{"serial":"[0-9a-f]+"[^{}]*"reason":")keyCompromise"`)
+	path := filepath.Join(ca.Dir(), "ca.db")
+	changed := stands.ReplaceAll(readFile(t, path), []byte(`${1}unspecified  "`))
+	if err := os.WriteFile(path, changed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.CheckLog(""); fault.ReasonOf(err) != fault.DigestMismatch || !strings.Contains(err.Error(), "another revocation") {
+		t.Error(err)
+	}
+}
+
+// A database from before a revocation was made stricter learns that, too.
+func TestADatabaseFromABackupLearnsWhatBecameStricter(t *testing.T) {
+	ca := quick(t, pki.InitOptions{})
+	c := request(t, ca, "dev@example.com")[0]
+	since, later := now.Add(2*time.Hour), now.Add(4*time.Hour)
+	if _, err := ca.RevokeSince(c.SerialNumber, pki.Superseded, since, later); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(ca.Dir(), "ca.db")
+	backup := readFile(t, path)
+	if _, err := ca.RevokeSince(c.SerialNumber, pki.KeyCompromise, since.Add(-time.Hour), later); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.RenewCRL(later); err != nil {
+		t.Fatal(err)
+	}
+	e := crl(t, ca, pki.AgentCRL, ca.Agent()).RevokedCertificateEntries[0]
+	if e.ReasonCode != int(pki.KeyCompromise) || !invalidityOf(t, e).Equal(since.Add(-time.Hour)) {
+		t.Errorf("reason %d, invalid since %s", e.ReasonCode, invalidityOf(t, e))
+	}
+	if _, err := ca.CheckLog(""); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestARevocationTellsSinceWhen(t *testing.T) {
 	ca := quick(t, pki.InitOptions{})
 	c := request(t, ca, "dev@example.com")[0]
 	later := now.Add(48 * time.Hour)
 	for name, since := range map[string]time.Time{"in the future": later.Add(time.Minute), "before it was issued": now.Add(-time.Hour)} {
-		if err := ca.RevokeSince(c.SerialNumber, pki.KeyCompromise, since, later); fault.ReasonOf(err) != fault.Usage {
+		if _, err := ca.RevokeSince(c.SerialNumber, pki.KeyCompromise, since, later); fault.ReasonOf(err) != fault.Usage {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	since := now.Add(24 * time.Hour)
-	if err := ca.RevokeSince(c.SerialNumber, pki.KeyCompromise, since, later); err != nil {
+	if _, err := ca.RevokeSince(c.SerialNumber, pki.KeyCompromise, since, later); err != nil {
 		t.Fatal(err)
 	}
 	if openssl, err := exec.LookPath("openssl"); err == nil {

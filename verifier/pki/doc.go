@@ -2,7 +2,7 @@
 // directory: the hierarchy of specification §2.4 with its two revocation lists.
 //
 //	ca.json                     what the CA is, nothing secret
-//	root.crt      root.key      10 years, RSA 4096; the key encrypted when there is a passphrase
+//	root.crt      root.key      10 years, RSA 4096; the key encrypted unless that was refused by name
 //	agent-ca.crt  agent-ca.key  5 years, RSA 3072, path length 0
 //	crl/root.crl                what the root revoked: months
 //	crl/agent.crl               what the agent CA revoked: hours

@@ -231,6 +231,8 @@ func TestInitRefuses(t *testing.T) {
 		"a query":            {"", func(o *pki.InitOptions) { o.CRLURL = "http://x/y?z" }, fault.Usage},
 		"a list's life":      {"", func(o *pki.InitOptions) { o.AgentCRLLife = -time.Hour }, fault.Usage},
 		"no clock":           {"", func(o *pki.InitOptions) { o.Now = time.Time{} }, fault.Internal},
+		"an open root":       {"", func(o *pki.InitOptions) { o.RootKey = nil }, fault.Usage},
+		"an open time root":  {"", func(o *pki.InitOptions) { o.Services = &pki.ServiceOptions{Now: now} }, fault.Usage},
 		"a broken key":       {"", func(o *pki.InitOptions) { o.AgentKey = brokenKey{o.AgentKey} }, fault.Usage},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -116,7 +116,9 @@ func record(c *x509.Certificate) *Record {
 const (
 	issued  = "issued"
 	revoked = "revoked"
-	listed  = "listed" // a revocation list was made
+	// tightened is that more is refused of a certificate that was revoked already.
+	tightened = "revocation-tightened"
+	listed    = "listed" // a revocation list was made
 	// clockReset is that stamps are made again from a time before the last one's.
 	clockReset = "clock-reset"
 )
@@ -145,7 +147,7 @@ func (ca *CA) Issued() ([]Record, error) {
 			case e.Event == issued:
 				at[e.Serial] = len(all)
 				all = append(all, *e.Record)
-			case e.Event == revoked:
+			case e.Event == revoked || e.Event == tightened:
 				if i, ok := at[e.Serial]; ok {
 					all[i] = *e.Record
 				}
@@ -170,26 +172,43 @@ func ParseSerial(s string) (*big.Int, error) {
 	return n, nil
 }
 
-// Revoke is [CA.RevokeSince] for a certificate that was good until now.
+// Revoke is [CA.RevokeSince] where nobody knows when the key was lost.
 func (ca *CA) Revoke(serial *big.Int, reason Reason, now time.Time) error {
-	return ca.RevokeSince(serial, reason, time.Time{}, now)
+	_, err := ca.RevokeSince(serial, reason, time.Time{}, now)
+	return err
+}
+
+// Revocation is what stands of a certificate once it was revoked.
+type Revocation struct {
+	Record
+	// Tightened tells that it was revoked before, and less strictly.
+	Tightened bool
 }
 
 // RevokeSince revokes a certificate of this CA and publishes a list with the next
 // number. since is when its key was lost, if that is known: lists carry it as the
 // entry's invalidity date. Revoking the agent CA needs the root key. A key that
-// was compromised is certified no more. Reasons: [fault.NotFound] for a serial
-// that this CA did not issue, [fault.Exists] for one that is revoked already.
-func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) error {
+// was compromised is certified no more.
+//
+// What is revoked already can be revoked again if more is refused then: since an
+// earlier date, or from the beginning, which is what no date says; or for a worse
+// reason. [Unspecified] leaves the reason that stands, and the time of the first
+// revocation stays. Reasons: [fault.NotFound] for a serial that this CA did not
+// issue, [fault.Exists] for one that is revoked at least as strictly already.
+func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) (Revocation, error) {
+	var r Revocation
 	if reason.String() == "" {
-		return fault.New(fault.Usage, "reason", "%d is not one that this CA knows", int(reason))
+		return r, fault.New(fault.Usage, "reason", "%d is not one that this CA knows", int(reason))
 	}
 	a, err := ca.authorityOf(serial)
 	if err != nil {
-		return err
+		return r, err
 	}
 	if _, err := a.key(); err != nil {
-		return err
+		return r, err
+	}
+	if !since.IsZero() {
+		since = since.UTC().Truncate(time.Second)
 	}
 	err = ca.update(func(d database) error {
 		text := serialText(serial)
@@ -199,24 +218,83 @@ func (ca *CA) RevokeSince(serial *big.Int, reason Reason, since, now time.Time) 
 			return err
 		case c == nil:
 			return fault.New(fault.NotFound, "serial number "+text, "is none that this CA issued").WithHint("mentatctl pki list shows those that it did")
-		case !c.Revoked.IsZero():
-			return fault.New(fault.Exists, c.Subject, "was revoked at %s already", c.Revoked.Format(time.RFC3339))
 		case !since.IsZero() && (since.After(now) || since.Before(c.NotBefore)):
-			return fault.New(fault.Usage, "invalidity date", "%s is not between %s, when the certificate began, and now", since.UTC().Format(time.RFC3339), c.NotBefore.Format(time.RFC3339))
+			return fault.New(fault.Usage, "invalidity date", "%s is not between %s, when the certificate began, and now", since.Format(time.RFC3339), c.NotBefore.Format(time.RFC3339))
 		}
-		c.Revoked, c.Reason = now.UTC(), reason.String()
-		if !since.IsZero() {
-			c.InvalidSince = since.UTC().Truncate(time.Second)
+		what := revoked
+		if c.Revoked.IsZero() {
+			c.Revoked, c.Reason, c.InvalidSince = now.UTC(), reason.String(), since
+		} else {
+			what = tightened
+			if err := c.tighten(reason, since); err != nil {
+				return err
+			}
 		}
-		if err := d.revoke(c.Record, now); err != nil {
+		if err := d.revoke(what, c.Record, now); err != nil {
 			return err
 		}
+		r = Revocation{*c.Record, what == tightened}
 		return ca.makeList(d, a, now)
 	})
 	if err != nil {
+		return Revocation{}, err
+	}
+	return r, ca.publish(a)
+}
+
+// tighten changes the revocation that stands to one that refuses more, by the
+// measure of a verifier: a list's entry keeps good what was stamped before its
+// invalidity date, and without one nothing. It refuses what is not stricter.
+func (r *Record) tighten(reason Reason, since time.Time) error {
+	standing, err := ParseReason(r.Reason)
+	if err != nil {
 		return err
 	}
-	return ca.publish(a)
+	if reason == Unspecified {
+		reason = standing
+	}
+	date, word := earlier(since, r.InvalidSince), reason.weight()-standing.weight()
+	if date < 0 || word < 0 {
+		return fault.New(fault.Exists, r.Subject, "was revoked at %s already, %s, and is not revoked less strictly", r.Revoked.Format(time.RFC3339), r.standing()).
+			WithHint("what may be changed: an earlier --invalid-since, none at all, or a worse --reason")
+	}
+	if date == 0 && word == 0 {
+		return fault.New(fault.Exists, r.Subject, "was revoked at %s already, %s", r.Revoked.Format(time.RFC3339), r.standing())
+	}
+	r.Reason, r.InvalidSince = reason.String(), since
+	return nil
+}
+
+// standing says for what and since when the certificate is revoked.
+func (r *Record) standing() string {
+	if r.InvalidSince.IsZero() {
+		return r.Reason + ", with all that it ever signed"
+	}
+	return r.Reason + ", invalid since " + r.InvalidSince.Format(time.RFC3339)
+}
+
+// earlier is 1 if an invalidity date refuses more than another one, -1 if it refuses
+// less. The zero time is from the beginning.
+func earlier(date, other time.Time) int {
+	switch {
+	case date.Equal(other):
+		return 0
+	case date.IsZero() || !other.IsZero() && date.Before(other):
+		return 1
+	}
+	return -1
+}
+
+// weight orders reasons by what they have refused: verifiers make no difference, this
+// CA certifies a key no more that was compromised, and people read the word.
+func (r Reason) weight() int {
+	switch r {
+	case KeyCompromise:
+		return 2
+	case CACompromise:
+		return 1
+	}
+	return 0
 }
 
 // authority is one of the two issuers, as far as its list is concerned.
@@ -286,12 +364,34 @@ func (ca *CA) agentAuthority() authority {
 func (ca *CA) RenewCRL(now time.Time) error { return ca.renew(ca.agentAuthority(), now) }
 
 // RenewRootCRL is RenewCRL for the root's list, and for that of the time stamp
-// authority's root if there is one. It needs their keys.
-func (ca *CA) RenewRootCRL(now time.Time) error {
-	if err := ca.renew(ca.rootAuthority(), now); err != nil || ca.services == nil {
-		return err
+// authority's root if there is one. It needs their keys, all of them before it renews
+// any list.
+func (ca *CA) RenewRootCRL(now time.Time) error { return ca.renewAll(ca.roots(), now) }
+
+// RenewAllCRLs is [CA.RenewRootCRL] and [CA.RenewCRL], with all keys or not at all.
+func (ca *CA) RenewAllCRLs(now time.Time) error {
+	return ca.renewAll(append(ca.roots(), ca.agentAuthority()), now)
+}
+
+func (ca *CA) roots() []authority {
+	if ca.services == nil {
+		return []authority{ca.rootAuthority()}
 	}
-	return ca.renew(ca.timeAuthority(), now)
+	return []authority{ca.rootAuthority(), ca.timeAuthority()}
+}
+
+func (ca *CA) renewAll(all []authority, now time.Time) error {
+	for _, a := range all {
+		if _, err := a.key(); err != nil {
+			return err
+		}
+	}
+	for _, a := range all {
+		if err := ca.renew(a, now); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (ca *CA) renew(a authority, now time.Time) error {
@@ -358,7 +458,7 @@ func (ca *CA) makeList(d database, a authority, now time.Time) error {
 
 // adopt learns from the published list where it is newer than the database, which
 // was then put back from an old copy: its number is not used again, and what it
-// revokes stays revoked. last is raised to its number.
+// revokes stays revoked, as strictly as it says. last is raised to its number.
 func (ca *CA) adopt(d database, a authority, last *big.Int, now time.Time) error {
 	published, err := ca.published(a)
 	if err != nil || published == nil || published.Number.Cmp(last) <= 0 {
@@ -367,12 +467,15 @@ func (ca *CA) adopt(d database, a authority, last *big.Int, now time.Time) error
 	last.Set(published.Number)
 	for _, e := range published.RevokedCertificateEntries {
 		serial := serialText(e.SerialNumber)
-		if d.tx.Bucket(revokedBucket).Get([]byte(serial)) != nil {
-			continue
-		}
 		c, err := d.find(serial)
 		if err != nil {
 			return err
+		}
+		if c != nil && !c.Revoked.IsZero() {
+			if err := d.adoptTightened(c.Record, e, now); err != nil {
+				return err
+			}
+			continue
 		}
 		if c == nil {
 			// It was issued after the copy was made: all that is known is its number.
@@ -384,15 +487,53 @@ func (ca *CA) adopt(d database, a authority, last *big.Int, now time.Time) error
 				return err
 			}
 		}
-		c.Revoked, c.Reason = e.RevocationTime.UTC(), Reason(e.ReasonCode).String()
-		if c.Reason == "" {
-			c.Reason = Unspecified.String()
-		}
-		if err := d.revoke(c.Record, now); err != nil {
+		c.Revoked, c.Reason, c.InvalidSince = e.RevocationTime.UTC(), reasonOf(e).String(), invalidSince(e)
+		if err := d.revoke(revoked, c.Record, now); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// adoptTightened takes over what a published entry refuses more than the database.
+func (d database) adoptTightened(r *Record, e x509.RevocationListEntry, now time.Time) error {
+	standing, err := ParseReason(r.Reason)
+	if err != nil {
+		return err
+	}
+	date, word := earlier(invalidSince(e), r.InvalidSince) > 0, reasonOf(e).weight() > standing.weight()
+	if !date && !word {
+		return nil
+	}
+	if date {
+		r.InvalidSince = invalidSince(e)
+	}
+	if word {
+		r.Reason = reasonOf(e).String()
+	}
+	return d.revoke(tightened, r, now)
+}
+
+// reasonOf is an entry's reason, if it is one of this CA.
+func reasonOf(e x509.RevocationListEntry) Reason {
+	if r := Reason(e.ReasonCode); r.String() != "" {
+		return r
+	}
+	return Unspecified
+}
+
+// invalidSince is an entry's invalidity date; zero if there is none, or none that can
+// be read: everything is refused then.
+func invalidSince(e x509.RevocationListEntry) time.Time {
+	for _, x := range e.Extensions {
+		var at time.Time
+		if x.Id.Equal(oidInvalidityDate) {
+			if rest, err := asn1.UnmarshalWithParams(x.Value, &at, "generalized"); err == nil && len(rest) == 0 {
+				return at.UTC()
+			}
+		}
+	}
+	return time.Time{}
 }
 
 // published is the authority's list as it lies on disk; nil if there is none, or
@@ -436,11 +577,8 @@ func (ca *CA) publish(a authority) error {
 // life is over, or a newer one than the database knows lies on disk. It tells
 // when the list that is then published ends.
 func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
-	if err := ca.publish(ca.rootAuthority()); err != nil {
-		return time.Time{}, err
-	}
-	if ca.services != nil {
-		if err := ca.publish(ca.timeAuthority()); err != nil {
+	for _, a := range ca.roots() {
+		if err := ca.publish(a); err != nil {
 			return time.Time{}, err
 		}
 	}
@@ -474,11 +612,7 @@ func (ca *CA) Refresh(now time.Time) (until time.Time, err error) {
 // RootListEnd is until when the published lists of the roots count, whichever ends
 // first; zero if there is none. Only the roots' keys make others.
 func (ca *CA) RootListEnd() (end time.Time, err error) {
-	roots := []authority{ca.rootAuthority()}
-	if ca.services != nil {
-		roots = append(roots, ca.timeAuthority())
-	}
-	for i, a := range roots {
+	for i, a := range ca.roots() {
 		l, err := ca.published(a)
 		if err != nil || l == nil {
 			return time.Time{}, err

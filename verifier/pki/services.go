@@ -65,7 +65,8 @@ type stampState struct {
 }
 
 // ServiceOptions say how a time stamp authority is made, and where certificates
-// say that an OCSP responder is. Only Now is required.
+// say that an OCSP responder is. Required are Now, and one of Passphrase, RootKey
+// and UnencryptedRoot.
 type ServiceOptions struct {
 	// OCSPURL is the http or https address that certificates name from then on; empty
 	// leaves what was said before.
@@ -73,14 +74,20 @@ type ServiceOptions struct {
 	// TimePolicy is the policy's object identifier; default [DefaultTimePolicy].
 	TimePolicy string
 	// Passphrase encrypts the root's key, KeyPassphrase that of the authority, which
-	// a server needs. Without one it lies open.
+	// a server needs: without KeyPassphrase that lies open.
 	Passphrase, KeyPassphrase []byte
+	// UnencryptedRoot lets the root's key lie open where there is no passphrase.
+	UnencryptedRoot bool
 	// RootKey and Key are used instead of new keys, which are then not written.
 	RootKey, Key crypto.Signer
 	// RootKeyName and KeyName are the names by which they are had again, by
 	// [OpenOptions.Token].
 	RootKeyName, KeyName string
 	Now                  time.Time
+}
+
+func (o *ServiceOptions) checkRoot() error {
+	return checkRoot("time stamp authority's root key", o.RootKey, o.Passphrase, o.UnencryptedRoot)
 }
 
 // services is a CA's time stamp authority, with a root of its own.
@@ -182,6 +189,9 @@ func (ca *CA) addServices(o ServiceOptions) error {
 	if _, err := os.Lstat(ca.path(timeDir)); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.Exists, ca.path(timeDir), "is there already and is not overwritten").
 			WithHint("--renew gives the time stamp authority a new key and certificate")
+	}
+	if err := o.checkRoot(); err != nil {
+		return err
 	}
 	i := ca.info.withoutTimeKeys(func(string) bool { return false }).withKeys(map[string]string{TimeRootKey: o.RootKeyName, TimeKey: o.KeyName})
 	if o.TimePolicy != "" {

@@ -127,11 +127,15 @@ func TestServicesAreAddedOnceAndWholeOrNotAtAll(t *testing.T) {
 		t.Errorf("stamped without an authority: %v", err)
 	}
 	for name, o := range map[string]pki.ServiceOptions{
-		"OCSP address": {Now: now, OCSPURL: "ftp://pki.example"}, "policy": {Now: now, TimePolicy: "1.nonsense"}, "arc": {Now: now, TimePolicy: "3.1"},
-		"long arc": {Now: now, TimePolicy: "2.25.99999999999"},
+		"OCSP address": {Now: now, UnencryptedRoot: true, OCSPURL: "ftp://pki.example"}, "policy": {Now: now, UnencryptedRoot: true, TimePolicy: "1.nonsense"},
+		"arc": {Now: now, UnencryptedRoot: true, TimePolicy: "3.1"}, "long arc": {Now: now, UnencryptedRoot: true, TimePolicy: "2.25.99999999999"},
+		"open root": {Now: now},
 	} {
 		if err := ca.AddServices(o); fault.ReasonOf(err) != fault.Usage {
 			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(filepath.Join(ca.Dir(), "time")); err == nil {
+			t.Fatalf("%s: it was made", name)
 		}
 	}
 	// A process that was killed before leaves this.
@@ -307,7 +311,7 @@ func TestAnOCSPAnswerSaysWhatTheDatabaseSaysNow(t *testing.T) {
 		}
 	}
 	since := now.Add(-2 * time.Minute).Truncate(time.Second)
-	if err := ca.RevokeSince(leaf.SerialNumber, pki.KeyCompromise, since, now.Add(time.Minute)); err != nil {
+	if _, err := ca.RevokeSince(leaf.SerialNumber, pki.KeyCompromise, since, now.Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	a, err := ca.AnswerOCSP(r, ocspQuery(t, leaf, ca.Agent(), 0), now.Add(time.Minute))

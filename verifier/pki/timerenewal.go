@@ -78,7 +78,7 @@ func (ca *CA) checkRenewal(o ServiceOptions) (info, error) {
 	if ca.services == nil {
 		return i, fault.New(fault.NotFound, ca.dir, "has no time stamp authority").WithHint("make one with mentatctl pki services")
 	}
-	if o.RootKey != nil || o.RootKeyName != "" || len(o.Passphrase) > 0 {
+	if o.RootKey != nil || o.RootKeyName != "" || len(o.Passphrase) > 0 || o.UnencryptedRoot {
 		return i, fault.New(fault.Usage, "time stamp authority", "its root stays what it is: a renewal makes no key for it")
 	}
 	if err := i.check(); err != nil {

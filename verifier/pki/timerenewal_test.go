@@ -239,6 +239,7 @@ func TestARenewalThatCannotBeIsRefusedAndChangesNothing(t *testing.T) {
 		"a root":           {pki.ServiceOptions{Now: now, RootKey: key}, fault.Usage},
 		"a root's name":    {pki.ServiceOptions{Now: now, RootKeyName: "pkcs11:token=a;object=b"}, fault.Usage},
 		"a passphrase":     {pki.ServiceOptions{Now: now, Passphrase: []byte("x")}, fault.Usage},
+		"an open root":     {pki.ServiceOptions{Now: now, UnencryptedRoot: true}, fault.Usage},
 		"an address":       {pki.ServiceOptions{Now: now, OCSPURL: "nonsense"}, fault.Usage},
 		"a policy":         {pki.ServiceOptions{Now: now, TimePolicy: "nonsense"}, fault.Usage},
 		"an expired root":  {renewed(t, now.AddDate(11, 0, 0)), fault.OutsideValidity},

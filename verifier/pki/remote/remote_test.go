@@ -622,7 +622,7 @@ func TestARevocationIsPublishedAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := beside.RevokeSince(chain[0].SerialNumber, pki.KeyCompromise, time.Now(), time.Now()); err != nil {
+	if _, err := beside.RevokeSince(chain[0].SerialNumber, pki.KeyCompromise, time.Now(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	after, _ := r.list(r.lists, tag)

@@ -134,8 +134,10 @@ func (a *app) pkiInitCmd() *cobra.Command {
 		Long: `Make a root (10 years, RSA 4096), an agent CA below it (5 years, RSA 3072) and the
 first revocation list of each. Nothing that is there is overwritten.
 
-The root's key is encrypted when there is a passphrase. Move it off the machine
-once the agent CA exists: it is needed again only to renew the root's list. The
+The root's key is encrypted by a passphrase: that of $` + passphraseEnv + `, or one that
+is asked for. Without any nothing is made, unless --unencrypted-root says that the key
+may lie open. Move it off the machine once the agent CA exists: it is needed again
+only to renew the root's list, and to revoke the agent CA. The
 agent CA's key, which issues certificates, is encrypted by another passphrase, if
 --agent-passphrase-file names one.
 
@@ -155,6 +157,9 @@ makes it.`,
 			if err := positive(cmd, "crl-life", o.AgentCRLLife); err != nil {
 				return err
 			}
+			if err := services.check(cmd); err != nil {
+				return err
+			}
 			dir, err := caDir(f.dir)
 			if err != nil {
 				return err
@@ -163,10 +168,12 @@ makes it.`,
 			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 				return fault.New(fault.Exists, dir, "is not empty").WithHint("a certificate authority is never overwritten: choose another directory with --ca")
 			}
-			if o.RootKeyName == "" || services.on && services.rootKey == "" {
-				if o.Passphrase, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, pki.RootKey)); err != nil {
+			if file, token := services.openRoot(o.RootKeyName); file != "" {
+				if o.Passphrase, err = a.rootPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, filepath.FromSlash(file)), o.UnencryptedRoot, token); err != nil {
 					return err
 				}
+			} else if o.UnencryptedRoot {
+				return fault.New(fault.Usage, "--"+unencryptedRootFlag, "says nothing here: the key is made in a token")
 			}
 			if f.agentPass != "" {
 				if o.AgentPassphrase, err = secretFile(f.agentPass, "passphrase"); err != nil {
@@ -174,9 +181,7 @@ makes it.`,
 				}
 			}
 			o.Now = a.now()
-			if o.Services, err = services.options(cmd, o.Passphrase, o.AgentPassphrase, o.Now); err != nil {
-				return err
-			}
+			o.Services = services.options(o.Passphrase, o.AgentPassphrase, o.UnencryptedRoot, o.Now)
 			done := a.newProgress().Step("making keys")
 			ca, err := a.initCA(cmd.Context(), dir, &f, &made, o)
 			done()
@@ -196,6 +201,7 @@ makes it.`,
 	cmd.Flags().BoolVar(&services.on, "services", false, "make a time stamp authority, too, and answer OCSP requests when served")
 	services.add(cmd)
 	f.addKey(cmd)
+	addUnencryptedRoot(cmd, &o.UnencryptedRoot)
 	cmd.Flags().StringVar(&o.Org, "org", "", "the organization's `NAME` in every certificate (default MentatLab)")
 	cmd.Flags().StringVar(&o.Country, "country", "", "the country's two-letter `CODE` in every certificate (default US)")
 	cmd.Flags().StringVar(&o.CRLURL, "crl-url", "", "the `URL` under which the files of DIR/crl will be published")
@@ -305,12 +311,18 @@ type revokeResult struct {
 	List   string `json:"list"`
 	// InvalidSince is when the key was lost.
 	InvalidSince time.Time `json:"invalid_since,omitzero"`
+	// Tightened is that it was revoked before, and less strictly.
+	Tightened bool `json:"tightened,omitempty"`
 	// Renewed are the certificates that were renewed from it and still count.
 	Renewed []string `json:"renewed,omitempty"`
 }
 
 func (r *revokeResult) Text(w *display.Writer) {
-	w.Line("revoked %s", r.Serial)
+	again := ""
+	if r.Tightened {
+		again = " again, more strictly"
+	}
+	w.Line("revoked %s%s", r.Serial, again)
 	w.Field("reason", "%s", r.Reason)
 	if !r.InvalidSince.IsZero() {
 		w.Field("invalid", "since %s", display.Date(r.InvalidSince))
@@ -329,6 +341,11 @@ func (a *app) pkiRevokeCmd() *cobra.Command {
 		Long: `Revoke a certificate, named by its serial number or its file, and write a new
 revocation list. What it signed is refused from then on, also what it signed
 before.
+
+With --invalid-since the entry says since when the key was lost: what has a time stamp
+from before stays good. Without it nothing does. A certificate that is revoked can be
+revoked again where that refuses more: since an earlier date, since ever, or for
+keyCompromise where another reason stood. Without --reason the one that stands stays.
 
 A key that was revoked as compromised is never certified again. Certificates that
 were renewed from this one are named: who had the key may have renewed it.`,
@@ -355,7 +372,8 @@ were renewed from this one are named: who had the key may have renewed it.`,
 			if err != nil {
 				return err
 			}
-			if err := ca.RevokeSince(serial, reason, since, a.now()); err != nil {
+			stands, err := ca.RevokeSince(serial, reason, since, a.now())
+			if err != nil {
 				return err
 			}
 			renewed, err := renewedFrom(ca, serial, a.now())
@@ -366,7 +384,7 @@ were renewed from this one are named: who had the key may have renewed it.`,
 			if err != nil {
 				return err
 			}
-			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: reason.String(), List: list, InvalidSince: since, Renewed: renewed})
+			return a.printer().Result(&revokeResult{Header: display.Head("pki-revoke"), Serial: serial.Text(16), Reason: stands.Reason, List: list, InvalidSince: stands.InvalidSince, Tightened: stands.Tightened, Renewed: renewed})
 		},
 	}
 	f.addKey(cmd)
@@ -424,8 +442,8 @@ func (a *app) pkiCRLCmd() *cobra.Command {
 		Use:   "crl",
 		Short: "Write a new revocation list",
 		Long: `Write a new list of the agent CA, with --root also one of the root, and of the time
-stamp authority's root if there is one, which needs their keys. Do so before the old
-one ends: nodes refuse agents when they cannot tell whether their signers are revoked.`,
+stamp authority's root if there is one, which needs their keys: put them back for as long as
+this takes. If one is missing no list is made. Do so before the old one ends: nodes refuse agents when they cannot tell whether their signers are revoked.`,
 		Example: `  mentatctl pki crl
   mentatctl pki crl --root
   mentatctl pki crl --show --output json`,
@@ -438,15 +456,14 @@ one ends: nodes refuse agents when they cannot tell whether their signers are re
 			if err != nil {
 				return err
 			}
-			if root {
-				if err := ca.RenewRootCRL(a.now()); err != nil {
-					return err
-				}
+			switch {
+			case root:
+				err = ca.RenewAllCRLs(a.now())
+			case !show:
+				err = ca.RenewCRL(a.now())
 			}
-			if !show {
-				if err := ca.RenewCRL(a.now()); err != nil {
-					return err
-				}
+			if err != nil {
+				return err
 			}
 			r := &crlResult{Header: display.Head("pki-crl")}
 			for _, name := range ca.ListFiles() {
@@ -493,6 +510,9 @@ func (r *listResult) Text(w *display.Writer) {
 		switch c.State {
 		case pki.StateRevoked:
 			state = "revoked " + display.Date(c.Revoked) + ", " + c.Reason
+			if !c.InvalidSince.IsZero() {
+				state += ", invalid since " + display.Date(c.InvalidSince)
+			}
 		case pki.StateExpired:
 			state = "expired " + display.Date(c.NotAfter)
 		default:

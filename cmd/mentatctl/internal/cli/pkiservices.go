@@ -22,6 +22,13 @@ type servicesFlags struct {
 	rootKey, key    string // names of keys in tokens
 }
 
+// unencryptedRootFlag lets a root's key lie open.
+const unencryptedRootFlag = "unencrypted-root"
+
+func addUnencryptedRoot(cmd *cobra.Command, to *bool) {
+	cmd.Flags().BoolVar(to, unencryptedRootFlag, false, "write the root's key into an open file, without a passphrase")
+}
+
 func (f *servicesFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.ocspURL, "ocsp-url", "", "the `URL` that certificates and the starter policy name for OCSP requests")
 	cmd.Flags().StringVar(&f.rootKey, "time-root-key", "", "make the key of the time stamp authority's root in a PKCS #11 token, by this `NAME`: pkcs11:token=LABEL;object=LABEL")
@@ -29,17 +36,34 @@ func (f *servicesFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.policy, "time-policy", "", "the object identifier `OID` of the policy that time stamps are made under (default "+pki.DefaultTimePolicy+", an example's)")
 }
 
-// options are those of the services, nil if they are not wanted.
-func (f *servicesFlags) options(cmd *cobra.Command, passphrase, agentPassphrase []byte, now time.Time) (*pki.ServiceOptions, error) {
-	if !f.on {
-		for _, name := range []string{"ocsp-url", "time-policy", "time-root-key", "time-key"} {
-			if cmd.Flags().Changed(name) {
-				return nil, fault.New(fault.Usage, "--"+name, "needs --services")
-			}
-		}
-		return nil, nil
+// openRoot is the file of the first root key that is none in a token, and the flag that
+// would make it there; empty if there is none.
+func (f *servicesFlags) openRoot(rootKeyName string) (file, token string) {
+	switch {
+	case rootKeyName == "":
+		return pki.RootKey, "root-key"
+	case f.on && f.rootKey == "":
+		return pki.TimeRootKey, "time-root-key"
 	}
-	return &pki.ServiceOptions{OCSPURL: f.ocspURL, TimePolicy: f.policy, Passphrase: passphrase, KeyPassphrase: agentPassphrase, RootKeyName: f.rootKey, KeyName: f.key, Now: now}, nil
+	return "", ""
+}
+
+// check refuses flags of services that are not wanted.
+func (f *servicesFlags) check(cmd *cobra.Command) error {
+	for _, name := range []string{"ocsp-url", "time-policy", "time-root-key", "time-key"} {
+		if !f.on && cmd.Flags().Changed(name) {
+			return fault.New(fault.Usage, "--"+name, "needs --services")
+		}
+	}
+	return nil
+}
+
+// options are those of the services, nil if they are not wanted.
+func (f *servicesFlags) options(passphrase, agentPassphrase []byte, unencryptedRoot bool, now time.Time) *pki.ServiceOptions {
+	if !f.on {
+		return nil
+	}
+	return &pki.ServiceOptions{OCSPURL: f.ocspURL, TimePolicy: f.policy, Passphrase: passphrase, UnencryptedRoot: unencryptedRoot, KeyPassphrase: agentPassphrase, RootKeyName: f.rootKey, KeyName: f.key, Now: now}
 }
 
 // Sizes of specification §2.4 for keys that are made in a token.
@@ -164,7 +188,7 @@ func (a *app) resetClock(ca *pki.CA) error {
 
 func (a *app) pkiServicesCmd() *cobra.Command {
 	var f caFlags
-	var renew, reset bool
+	var renew, reset, unencrypted bool
 	services := servicesFlags{on: true}
 	cmd := &cobra.Command{
 		Use:   "services",
@@ -176,7 +200,8 @@ answers requests for time stamps under /tsa, and requests about the state of
 certificates under /ocsp, with a key that is certified for OCSP alone and made anew
 while it runs.
 
-The root's key is encrypted when there is a passphrase: move it off the machine. The
+The root's key is encrypted by a passphrase, unless --unencrypted-root says that it is
+not: move it off the machine. The
 authority's key, which the server needs, is encrypted by that of
 --agent-passphrase-file, as the agent CA's. Nothing that is there is overwritten.
 A server that runs already has to be started again.
@@ -196,10 +221,15 @@ certificate does, with all other stamps of it.`,
   mentatctl pki services --ca ./ca --reset-clock`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := exclusive(cmd, "renew", "time-root-key"); err != nil {
+			for _, other := range []string{"renew", unencryptedRootFlag} {
+				if err := exclusive(cmd, other, "time-root-key"); err != nil {
+					return err
+				}
+			}
+			if err := exclusive(cmd, "renew", unencryptedRootFlag); err != nil {
 				return err
 			}
-			for _, other := range []string{"renew", "ocsp-url", "time-policy", "time-root-key", "time-key"} {
+			for _, other := range []string{"renew", "ocsp-url", "time-policy", "time-root-key", "time-key", unencryptedRootFlag} {
 				if err := exclusive(cmd, "reset-clock", other); err != nil {
 					return err
 				}
@@ -211,11 +241,12 @@ certificate does, with all other stamps of it.`,
 			if reset {
 				return a.resetClock(ca)
 			}
-			return a.pkiServices(cmd, ca, &f, &services, renew)
+			return a.pkiServices(cmd, ca, &f, &services, renew, unencrypted)
 		},
 	}
 	f.addKey(cmd)
 	services.add(cmd)
+	addUnencryptedRoot(cmd, &unencrypted)
 	cmd.Flags().BoolVar(&renew, "renew", false, "give the time stamp authority that is there a new key and certificate")
 	cmd.Flags().BoolVar(&reset, "reset-clock", false, "make stamps from now on, though the last one is of a later time")
 	a.outputs(cmd)
@@ -224,7 +255,7 @@ certificate does, with all other stamps of it.`,
 }
 
 // pkiServices makes the services, or renews them.
-func (a *app) pkiServices(cmd *cobra.Command, ca *pki.CA, f *caFlags, services *servicesFlags, renew bool) error {
+func (a *app) pkiServices(cmd *cobra.Command, ca *pki.CA, f *caFlags, services *servicesFlags, renew, unencrypted bool) error {
 	rootFile := filepath.Join(ca.Dir(), filepath.FromSlash(pki.TimeRootCert))
 	// Before a passphrase is asked for.
 	switch {
@@ -236,7 +267,7 @@ func (a *app) pkiServices(cmd *cobra.Command, ca *pki.CA, f *caFlags, services *
 	var pass, agentPass []byte
 	var err error
 	if services.rootKey == "" && !renew {
-		if pass, err = a.newPassphrase(cmd.Context(), &f.pass, filepath.Join(ca.Dir(), filepath.FromSlash(pki.TimeRootKey))); err != nil {
+		if pass, err = a.rootPassphrase(cmd.Context(), &f.pass, filepath.Join(ca.Dir(), filepath.FromSlash(pki.TimeRootKey)), unencrypted, "time-root-key"); err != nil {
 			return err
 		}
 	}
@@ -245,10 +276,7 @@ func (a *app) pkiServices(cmd *cobra.Command, ca *pki.CA, f *caFlags, services *
 			return err
 		}
 	}
-	o, err := services.options(cmd, pass, agentPass, a.now())
-	if err != nil {
-		return err
-	}
+	o := services.options(pass, agentPass, unencrypted, a.now())
 	done := a.newProgress().Step("making keys")
 	err = a.addServices(cmd.Context(), ca, f, o, renew)
 	done()

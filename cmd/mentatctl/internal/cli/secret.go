@@ -42,13 +42,34 @@ func (a *app) passphrase(ctx context.Context, f *passphraseFlags, what string) (
 // newPassphrase returns the passphrase for a key that is about to be made; nil
 // for a key that shall not be encrypted.
 func (a *app) newPassphrase(ctx context.Context, f *passphraseFlags, what string) ([]byte, error) {
+	return a.choosePassphrase(ctx, f, what, " (empty: not encrypted)")
+}
+
+// rootPassphrase is newPassphrase for a root's key, which is encrypted unless that is
+// refused by name.
+func (a *app) rootPassphrase(ctx context.Context, f *passphraseFlags, what string, unencrypted bool, token string) ([]byte, error) {
+	if unencrypted {
+		if os.Getenv(f.env) != "" {
+			return nil, fault.New(fault.Usage, "", "--%s and %s exclude each other", unencryptedRootFlag, f.env)
+		}
+		return nil, nil
+	}
+	secret, err := a.choosePassphrase(ctx, f, what, "")
+	if err == nil && len(secret) == 0 {
+		err = fault.New(fault.Usage, what, "there is no passphrase to encrypt it with, and a root's key is not written without").
+			WithHint("set %s, or run it on a terminal; or make the key in a token with --%s; or ask for an open file by name: --%s", f.env, token, unencryptedRootFlag)
+	}
+	return secret, err
+}
+
+func (a *app) choosePassphrase(ctx context.Context, f *passphraseFlags, what, empty string) ([]byte, error) {
 	if v, ok := os.LookupEnv(f.env); ok && v != "" {
 		return []byte(v), nil
 	}
 	if !display.IsTerminal(a.stdin) {
 		return nil, nil
 	}
-	first, err := a.ask(ctx, fmt.Sprintf("new passphrase of %s (empty: not encrypted): ", what))
+	first, err := a.ask(ctx, fmt.Sprintf("new passphrase of %s%s: ", what, empty))
 	if err != nil || len(first) == 0 {
 		return nil, err
 	}
