@@ -151,12 +151,22 @@ func (s Successor) follows(name string, d *document) error {
 	return s.certified(name, d)
 }
 
+// authorities are those of the successor's chain that certify him. What merely stands
+// behind them in a file does not.
+func (s Successor) authorities() []*x509.Certificate {
+	n := 1
+	for n < len(s.Chain) && s.Chain[n-1].CheckSignatureFrom(s.Chain[n]) == nil {
+		n++
+	}
+	return s.Chain[1:n]
+}
+
 // certified holds a document's chain to the authorities that count, at the time of
 // signing. It may end below a root: a chain seldom has its root with it.
 func (s Successor) certified(name string, d *document) error {
 	anchors := s.Roots
 	if len(anchors) == 0 {
-		anchors = s.Chain[1:]
+		anchors = s.authorities()
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range anchors {

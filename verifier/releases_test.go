@@ -286,6 +286,8 @@ func TestAReleaseListIsContinuedByItsOwnSignerOnly(t *testing.T) {
 	colleague := testpki.New(t, key("colleague"), testpki.LeafEmails("colleague@example.com"))
 	nextCA := testpki.New(t, key("renewed"), otherAgent)
 	stranger := testpki.New(t, key("stranger"), testpki.OtherRoot(t), otherAgent)
+	elsewhere := testpki.New(t, key("renewed"), otherAgent, func(r *testpki.Recipe) { r.Agent.Subject = testpki.Name("Another CA") })
+	authority := testpki.New(t, key("authority"), testpki.LeafIsCA)
 	server := testpki.New(t, key("server"), testpki.LeafForTLS)
 	of := func(email string, roots ...*x509.Certificate) Successor { return Successor{Of: email, Roots: roots} }
 	for name, c := range map[string]struct {
@@ -309,6 +311,9 @@ func TestAReleaseListIsContinuedByItsOwnSignerOnly(t *testing.T) {
 		"the same root's next CA":         {was: nextCA, want: fault.ChainUntrusted},
 		"that one, and the root is given": {was: nextCA, by: of("", own.Root)},
 		"the own CA, and another root is": {was: renewed, by: of("", stranger.Root), want: fault.ChainUntrusted},
+		"the same name by another issuer": {was: elsewhere, by: of("", own.Root), want: fault.IdentityUntrusted},
+		"that one, named and led to":      {was: elsewhere, by: of(testpki.Email, own.Root)},
+		"an authority":                    {was: authority, want: fault.ChainUntrusted},
 		"a server's certificate":          {was: server, want: fault.ChainUntrusted},
 		"from the future":                 {was: renewed, at: testpki.Now.Add(time.Hour), want: fault.OutsideValidity},
 		"from before there was a signer":  {was: renewed, at: testpki.Now.AddDate(-20, 0, 0), want: fault.ChainUntrusted},
@@ -321,7 +326,8 @@ func TestAReleaseListIsContinuedByItsOwnSignerOnly(t *testing.T) {
 			r := list(7)
 			r.Version = releasesVersion
 			data := signedBy(t, r, c.was, at)
-			c.by.Chain, c.by.Now = own.Chain(), testpki.Now
+			// The stranger's root stands in the file, behind what certifies the signer.
+			c.by.Chain, c.by.Now = append(own.Chain(), stranger.Root, stranger.Agent), testpki.Now
 			got, signer, err := ContinueReleases("list", data, c.by)
 			if c.want != "" {
 				if fault.ReasonOf(err) != c.want || got != nil || !strings.Contains(err.Error(), c.was.Leaf.EmailAddresses[0]) && c.want != fault.OutsideValidity {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -423,6 +424,9 @@ func (a *app) document(r *runnable, path string, args []string, o *runOptions, g
 			doc.Limits.MemoryBytes = limit
 		}
 		doc.Limits.DeadlineMillis, doc.Limits.CPUMillis = millis(r.agent.Deadline()), millis(r.agent.CPUTime())
+	}
+	if o.memory > math.MaxInt64/limits.MiB {
+		return nil, fault.New(fault.Usage, "--memory", "%d MB is more than can be counted", o.memory)
 	}
 	if asked := o.memory * limits.MiB; asked > 0 && asked < doc.Limits.MemoryBytes || r.agent == nil && asked > 0 {
 		doc.Limits.MemoryBytes = asked
