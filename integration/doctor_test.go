@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"github.com/mentatlab/mentat/internal/testpki"
 	"github.com/mentatlab/mentat/node/doctor"
 	"github.com/mentatlab/mentat/oci"
+	"github.com/mentatlab/mentat/verifier"
 )
 
 // diagnosis is what `mentatctl doctor` says of a node.
@@ -117,6 +120,11 @@ func TestTheDoctorFindsWhatSwitchesTheGatesOff(t *testing.T) {
 			t.Errorf("no failure of %s with %q\n%s", c.check, c.words, d.text)
 		}
 	}
+	for _, f := range d.Findings {
+		if strings.HasPrefix(f.What, "let an agent pass") && f.What != "let an agent pass that is unsigned" && f.What != "let an agent pass that is wrongly signed" {
+			t.Errorf("noise: %q", f.What)
+		}
+	}
 	// The gate before a start does not depend on the one at a pull.
 	if d.has("canary.run", doctor.OK, "refused an agent that is") != 2 {
 		t.Errorf("the run gate is not shown to hold\n%s", d.text)
@@ -173,6 +181,79 @@ func TestTheDoctorJudgesWhatTheNodeHasAlready(t *testing.T) {
 	}
 	if d.exit != 0 {
 		t.Errorf("exit %d: what the gate would refuse is no failure of the gate", d.exit)
+	}
+}
+
+// A countersigner's certificate ends an agent as the first signer's does.
+func TestTheDoctorNamesACountersignerWhoseCertificateEnds(t *testing.T) {
+	g := newPatient(t, node.Config{})
+	const bob = "bob@example.com"
+	p := testpki.New(t, testpki.LeafEmails(bob), testpki.LeafSerial(77), testpki.LeafKey(testpki.RSA(t, bob, 2048)), func(r *testpki.Recipe) {
+		r.Leaf.NotAfter = testpki.Now.AddDate(0, 0, 3)
+	})
+	text, err := os.ReadFile(filepath.Join(g.Etc, "policy.yaml"))
+	if err == nil {
+		err = g.WritePolicy(strings.Replace(string(text), "    unsigned_containers", `    required_signers: [{at_least: 2, of: ["email:`+testpki.Email+`", "email:`+bob+"\"]}]\n    unsigned_containers", 1))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, _ := g.build("both", assemble(t, guestMarker(1)), "")
+	g.sign(l, g.pki, "both", g.registry.Host+"/agents/both", nil)
+	root, raw := g.raw(l)
+	signed, _, err := verifier.Countersign(verifier.CountersignRequest{Raw: raw, Key: p.LeafKey, Chain: p.Chain(), Time: testpki.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.replace(l, root, signed)
+	g.load(l, g.ref("both"))
+	d := diagnose(t, g.Node)
+	if d.has("certificates", doctor.Warning, "/agents/both:1.0.0 was countersigned by "+bob+", whose certificate") != 1 || d.has("images", doctor.OK, "of which 0 would be refused") != 1 || d.exit != 0 {
+		t.Errorf("exit %d\n%s", d.exit, d.text)
+	}
+}
+
+// A new node has no lists until somebody needs one: they are fetched for the report as
+// the gates fetch them, and what the report says is the same for people and programs.
+func TestTheDoctorFindsANewNodeSoundWhoseListsCanBeFetched(t *testing.T) {
+	g := newPatient(t, node.Config{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		list := g.pki.RootCRL()
+		if q.URL.Path == "/agent.crl" {
+			list = g.pki.AgentCRL()
+		}
+		_, _ = w.Write(list)
+	}))
+	defer server.Close()
+	text, err := os.ReadFile(filepath.Join(g.Etc, "policy.yaml"))
+	if err == nil {
+		fetched := strings.NewReplacer("file: root.crl", "url: "+server.URL+"/root.crl", "file: agent.crl", "url: "+server.URL+"/agent.crl, certificate: agent.pem").Replace(string(text))
+		err = errors.Join(g.WritePolicy(fetched), os.WriteFile(filepath.Join(g.Etc, "agent.pem"), testpki.PEM(g.pki.Agent), 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := diagnose(t, g.Node); d.exit != 0 || d.has("revocation.list", doctor.OK, "") != 2 {
+		t.Errorf("exit %d\n%s", d.exit, d.text)
+	}
+	server.Close()
+	if err := os.RemoveAll(filepath.Join(g.Root, "revocation")); err != nil {
+		t.Fatal(err)
+	}
+	d := diagnose(t, g.Node)
+	if d.exit != 23 || d.Count(doctor.Failure) != 2 || d.has("revocation.list", doctor.Failure, "none can be fetched now: "+server.URL) != 2 {
+		t.Errorf("exit %d\n%s", d.exit, d.text)
+	}
+	said, err := g.Command(t.Context(), "mentatctl", "doctor", "--address", g.Socket).Output()
+	if err == nil {
+		t.Error("it ends otherwise for people")
+	}
+	for _, f := range d.Findings {
+		for _, words := range []string{f.Check, f.On, f.What, f.Why, f.Do} {
+			if f.Check != "clock" && !strings.HasPrefix(f.What, "made ") && !strings.Contains(string(said), words) {
+				t.Errorf("%q is not told to people:\n%s", words, said)
+			}
+		}
 	}
 }
 

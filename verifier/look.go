@@ -36,6 +36,15 @@ func (p *Policy) Scopes() []ScopeInfo {
 // OCSP are the responders that the policy has asked.
 func (p *Policy) OCSP() []OCSPSource { return slices.Clone(p.ocsp) }
 
+// RevocationList is the list of an issuer that a judgement would use, nil for none. An
+// error beside a list says why it may not be the newest.
+func (v *Verifier) RevocationList(issuer *x509.Certificate) (*CRLIndex, error) {
+	if v.revocation == nil {
+		return nil, nil
+	}
+	return v.revocation.Index(issuer)
+}
+
 // Roots are the store's certificates; none of no store.
 func (s *Store) Roots() []*x509.Certificate {
 	if s == nil {

@@ -193,7 +193,14 @@ func scopeReference(v *verifier.Verifier) string {
 // "" where the policy itself lets it run.
 func (g gates) wanted(ctx context.Context, r *Report, c *canary, ref string) string {
 	vd := g.judge.Verify(ctx, verifier.Input{Reference: ref, Artifact: c.artifact})
-	if vd.Allowed {
+	switch {
+	case vd.Allowed && vd.Developer:
+		r.note(checkCanaryGate, "canary", "the "+c.name+" one is not offered", "without a policy every gate lets it run, which is told above")
+		return ""
+	case vd.Allowed && vd.Pending != nil:
+		r.warn(checkPolicy, ref, "an "+c.name+" agent of this name may run, as "+string(vd.Trust), "attestation_required is not enforced yet", "see policy.enforcement")
+		return ""
+	case vd.Allowed:
 		r.warn(checkPolicy, ref, "an "+c.name+" agent of this name may run, as "+string(vd.Trust), "the policy asks nobody to have signed it", "deny it in the scope, unless that is meant")
 		return ""
 	}

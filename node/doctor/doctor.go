@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mentatlab/mentat/internal/fault"
@@ -92,9 +93,11 @@ func (r *Report) Err(strict bool) error {
 }
 
 func (r *Report) add(s Severity, check, on, what, why, do string) {
-	r.Findings = append(r.Findings, Finding{
-		Check: check, Severity: s, On: fault.OneLine(on), What: fault.OneLine(what), Why: fault.OneLine(why), Do: fault.OneLine(do),
-	})
+	f := Finding{Check: check, Severity: s, On: fault.OneLine(on), What: fault.OneLine(what), Why: fault.OneLine(why), Do: fault.OneLine(do)}
+	// Several files lie in one directory: it is looked at for each, and told once.
+	if !slices.Contains(r.Findings, f) {
+		r.Findings = append(r.Findings, f)
+	}
 }
 
 func (r *Report) ok(check, on, format string, args ...any) {

@@ -430,7 +430,8 @@ func TestAClockThatIsBehindIsFound(t *testing.T) {
 	holds(t, r)
 	r = &Report{}
 	checkTime(r, time.Now().Add(-time.Hour), cfg)
-	holds(t, r, want{checkClock, Failure, "policy.yaml"}, want{checkClock, Failure, dir}, want{checkClock, Failure, dir})
+	// State and configuration lie in one directory, which is told once.
+	holds(t, r, want{checkClock, Failure, "policy.yaml"}, want{checkClock, Failure, dir + " was changed"})
 }
 
 func TestListsAreHeldToTheirTime(t *testing.T) {
@@ -754,6 +755,34 @@ func TestAGateMustRefuseForThePolicysReason(t *testing.T) {
 	}
 }
 
+func TestACanaryThatMayRunIsNotOffered(t *testing.T) {
+	all, err := canaries(t.Context(), t.TempDir(), testpki.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, from, to, why string }{
+		{"for good", "unsigned_containers: deny", "unsigned_containers: deny, unsigned_agents: allow", "asks nobody to have signed it"},
+		{"not enforced yet", "on_unfetchable: deny", "attestation_required: {enabled: true, enforcement_date: \"2026-06-01\"}\non_unfetchable: deny", "not enforced yet"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg, _ := trusting(t)
+			put(t, cfg.Verify.Policy, 0o644, strings.Replace(read(t, cfg.Verify.Policy), c.from, c.to, 1))
+			v, err := verifier.Open(cfg.Verify, testpki.Clock, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := &Report{}
+			if got := (gates{judge: v}).wanted(t.Context(), r, all[0], scopeReference(v)); got != "" {
+				t.Errorf("wanted is %q", got)
+			}
+			holds(t, r, want{checkPolicy, Warning, "an unsigned agent of this name may run"})
+			if !strings.Contains(r.Findings[0].Why, c.why) {
+				t.Errorf("%+v", r.Findings)
+			}
+		})
+	}
+}
+
 func TestWhatWasNotAskedIsNoSuccess(t *testing.T) {
 	v, err := verifier.New(verifier.Config{Clock: testpki.Clock})
 	if err != nil {
@@ -763,7 +792,7 @@ func TestWhatWasNotAskedIsNoSuccess(t *testing.T) {
 	askGates(t.Context(), r, gates{daemon: &Daemon{env: os.Environ()}, judge: v, dir: t.TempDir()}, testpki.Now)
 	// Without a policy only the wrongly signed one must be refused.
 	holds(t, r, want{checkCanaryGate, Failure, "was not asked"}, want{checkCanaryPull, Failure, "was not asked"}, want{checkCanaryRun, Failure, "was not asked"},
-		want{checkPolicy, Warning, "an unsigned agent"})
+		want{checkCanaryGate, Note, "unsigned one is not offered"})
 	if err := (&Report{}).Err(false); err == nil {
 		t.Error("a report of nothing is sound")
 	}

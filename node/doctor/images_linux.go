@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -51,6 +52,7 @@ type inventory struct {
 	judge  *verifier.Verifier
 	config nodeconfig.Verify
 	store  content.Provider
+	client *http.Client // asks as the gates would
 
 	images, agents, refused, told int
 	seen                          map[judged]bool
@@ -75,7 +77,7 @@ func checkImages(ctx context.Context, r *Report, g gates, cfg nodeconfig.Verify)
 		return
 	}
 	defer conn.Close()
-	i := &inventory{report: r, judge: g.judge, config: cfg, store: proxy.NewContentStore(contentapi.NewContentClient(conn)), seen: map[judged]bool{}}
+	i := &inventory{report: r, judge: g.judge, config: cfg, store: proxy.NewContentStore(contentapi.NewContentClient(conn)), client: clientOf(g.daemon.env), seen: map[judged]bool{}}
 	if err := i.take(ctx, namespacesapi.NewNamespacesClient(conn), imagesapi.NewImagesClient(conn)); err != nil {
 		r.fail(checkAgents, g.address, "does not say which images it has: "+err.Error(), "which agents would be refused cannot be told", "look at containerd's log")
 		return
@@ -156,7 +158,7 @@ func (i *inventory) agent(ctx context.Context, on string, in verifier.Input) {
 	if i.judge.AsksEnvelopes(in) {
 		in.Envelopes = envelopes.In(i.config.State).Read(in.Artifact.Digest)
 	}
-	vd := fetch.Judge(ctx, i.judge, i.config, nil, in, i.judge.Verify)
+	vd := fetch.Judge(ctx, i.judge, i.config, i.client, in, i.judge.Verify)
 	switch {
 	case !vd.Allowed:
 		i.refused++

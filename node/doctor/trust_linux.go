@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -149,7 +150,7 @@ func checkReleaseLists(r *Report, v *verifier.Verifier, now time.Time, failed re
 		switch left := l.NextUpdate.Sub(now); {
 		case l.Err != nil && url != "" && err != nil:
 			r.fail(checkReleases, l.Name, l.Err.Error()+"; it was tried now: "+err.Error(), "every agent is refused until a gate, or the node service, gets one",
-				"look why "+url+" does not give one; "+do)
+				"look why "+url+" does not give one to this node")
 		case l.Err != nil:
 			r.fail(checkReleases, l.Name, l.Err.Error(), "every agent is refused", do)
 		case len(l.Warnings) > 0:
@@ -244,58 +245,62 @@ func checkLists(r *Report, v *verifier.Verifier, cfg *nodeconfig.Config, now tim
 		r.warn(checkCRL, cfg.Verify.Policy, "names no revocation lists", "no agent can be trusted without one", "name them under revocation.crls")
 	}
 	for _, src := range sources {
-		checkList(r, src, v, cfg, now, failed.of(src.URL, src.File, src.Issuer))
+		checkList(r, src, v, now, failed.of(src.URL, src.File, src.Issuer))
 	}
 }
 
-// checkList looks at the list of one source; failed is why it could not be refreshed.
-func checkList(r *Report, src verifier.CRLSource, v *verifier.Verifier, cfg *nodeconfig.Config, now time.Time, failed error) {
-	lost := func(err error) {
-		const why = "every agent of this issuer is refused"
-		if src.URL == "" {
-			r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list from %s is at hand: %v", src.File, err), why, "put its issuer's list there (mentatctl pki crl)")
-			return
-		}
-		what := fmt.Sprintf("no list from %s is at hand: %v", src.URL, err)
-		if failed != nil {
-			what = fmt.Sprintf("no list is at hand: %v, and none can be fetched now: %v", err, failed)
-		}
-		r.fail(checkCRL, src.Issuer, what, why+" until a gate, or the node service, gets one", "look why "+src.URL+" does not give one to this node")
-	}
+// checkList looks at the list of one source, with the eyes of a judgement; failed is why
+// it could not be refreshed.
+func checkList(r *Report, src verifier.CRLSource, v *verifier.Verifier, now time.Time, failed error) {
+	grace := v.Policy().Grace()
 	issuers, err := src.Issuers(v.Stores())
 	if err != nil {
-		failed = nil
-		lost(err)
+		r.fail(checkCRL, src.Issuer, "its lists cannot be checked: "+err.Error(), "every agent of this issuer is refused", "name the issuer's certificate beside the list")
 		return
 	}
 	if len(issuers) == 0 { // its issuer shows in a chain only: what the file says is not proven here
 		list, err := readList509(src.File)
 		if err != nil {
-			lost(err)
+			r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list from %s is at hand: %v", src.File, err), "every agent of this issuer is refused, unless the gates remember a list from before", "put its issuer's list there (mentatctl pki crl)")
 			return
 		}
-		checkAge(r, src, list.ThisUpdate, list.NextUpdate, v.Policy().Grace(), now)
+		checkAge(r, src, list.ThisUpdate, list.NextUpdate, grace, now)
 		return
 	}
 	var errs []error
 	for _, issuer := range issuers {
-		ix, err := verifier.LoadIndex(cfg.Verify.State, issuer)
-		if src.File != "" {
-			ix, err = verifier.CompileFile(src.File, issuer, now)
+		ix, err := v.RevocationList(issuer)
+		if ix == nil {
+			errs = append(errs, err)
+			continue
 		}
-		if err == nil && ix != nil {
-			checkAge(r, src, ix.ThisUpdate(), ix.NextUpdate(), v.Policy().Grace(), now)
+		checkAge(r, src, ix.ThisUpdate(), ix.NextUpdate(), grace, now)
+		switch {
+		case now.After(ix.NextUpdate().Add(grace)):
 			if src.URL != "" && failed != nil {
-				r.note(checkCRL, src.Issuer, "the list cannot be refreshed now: "+failed.Error(), "the one at hand is used: what was revoked since it was made is not known here")
+				r.note(checkCRL, src.Issuer, "no other list can be fetched now: "+failed.Error(), "agents of this issuer are refused until one comes")
 			}
-			return
+		case src.URL != "" && failed != nil:
+			r.note(checkCRL, src.Issuer, "the list cannot be refreshed now: "+failed.Error(), "the one at hand is used: what was revoked since it was made is not known here")
+		case err != nil:
+			r.warn(checkCRL, src.Issuer, "the list that the gates remember from before is used: "+err.Error(), "what was revoked since is not known here, and no agent starts after its end", "put its issuer's newest list into "+src.File+" (mentatctl pki crl)")
 		}
-		errs = append(errs, err)
+		return
 	}
-	if err := errors.Join(errs...); err != nil {
-		lost(err)
-	} else {
-		lost(errNone)
+	noList(r, src, cmp.Or(errors.Join(errs...), errNone), failed)
+}
+
+// noList is what follows where a judgement finds no list.
+func noList(r *Report, src verifier.CRLSource, err, failed error) {
+	const why = "every agent of this issuer is refused"
+	switch {
+	case src.URL == "":
+		r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list from %s is at hand: %v", src.File, err), why, "put its issuer's list there (mentatctl pki crl)")
+	case failed != nil:
+		r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list is at hand: %v, and none can be fetched now: %v", err, failed), why+" until a gate, or the node service, gets one",
+			"look why "+src.URL+" does not give one to this node")
+	default:
+		r.fail(checkCRL, src.Issuer, fmt.Sprintf("no list from %s is at hand: %v", src.URL, err), why, "look at the directory verify.state and at "+src.URL)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mentatlab/mentat/internal/nodeconfig"
+	"github.com/mentatlab/mentat/internal/testagent"
 	"github.com/mentatlab/mentat/internal/testpki"
 	"github.com/mentatlab/mentat/verifier"
 )
@@ -126,6 +127,31 @@ func TestListsThatNobodyFetchedYetAreFetchedAsAGateDoes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A list that was there once goes on to count for the gates: a file that is gone or was
+// put back refuses nothing, and reveals nothing that was revoked since.
+func TestAListThatTheGatesRememberIsUsed(t *testing.T) {
+	for name, spoil := range map[string]func(cfg *nodeconfig.Config, p *testpki.PKI){
+		"gone": func(cfg *nodeconfig.Config, _ *testpki.PKI) { remove(t, filepath.Join(cfg.Dir, "root.crl")) },
+		"put back": func(cfg *nodeconfig.Config, p *testpki.PKI) {
+			put(t, filepath.Join(cfg.Dir, "root.crl"), 0o644, string(p.RootCRL(testpki.Numbered(1))))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, p := trusting(t)
+			put(t, filepath.Join(cfg.Dir, "root.crl"), 0o644, string(p.RootCRL(testpki.Numbered(9))))
+			checkTrust(t.Context(), &Report{}, cfg, Options{Clock: testpki.Clock}, nil)
+			spoil(cfg, p)
+			r := &Report{}
+			v := checkTrust(t.Context(), r, cfg, Options{Clock: testpki.Clock}, nil)
+			holds(t, r, want{checkCRL, OK, "Root"}, want{checkCRL, Warning, "remember from before is used: "})
+			raw, _ := testagent.Sign(t, p, testpki.Now.Add(-time.Hour))
+			if vd := v.Verify(t.Context(), verifier.Input{Reference: testagent.Reference, Artifact: testagent.Read(t, raw)}); !vd.Allowed {
+				t.Errorf("a gate says otherwise: %s", vd.Line())
+			}
+		})
+	}
 }
 
 func (r *Report) count(t *testing.T, check string, s Severity, n int) {

@@ -30,8 +30,8 @@ func (r *doctorResult) Text(w *display.Writer) {
 	}
 	w.Table([]string{"", "CHECK", "ON", "FOUND"}, rows)
 	for _, f := range r.Findings {
-		if f.Severity != doctor.Failure && f.Severity != doctor.Warning {
-			continue
+		if f.Why == "" {
+			continue // as it should be
 		}
 		w.Line("")
 		w.Line("%s: %s: %s", f.Severity, f.Check, f.On)
