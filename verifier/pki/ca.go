@@ -184,7 +184,8 @@ func (i info) ocspURL() []string {
 }
 
 // Init makes a CA in dir, with the first list of each authority. The directory
-// must not exist or be empty; else the reason is [fault.Exists].
+// must not exist or be empty; else the reason is [fault.Exists]. What was left by one
+// that was killed is removed.
 func Init(dir string, o InitOptions) (*CA, error) {
 	i := info{Version: infoVersion, Org: o.Org, Country: o.Country, CRLURL: o.CRLURL, AgentCRLLife: o.AgentCRLLife.String()}
 	if i.Org == "" {
@@ -219,10 +220,14 @@ func Init(dir string, o InitOptions) (*CA, error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return nil, fault.Wrap(err, fault.AccessDenied, dir, "cannot make the directory")
 	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".*")
+	if err := removeHalves(dir); err != nil {
+		return nil, err
+	}
+	temp, release, err := makeHalf(dir)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.AccessDenied, dir, "cannot make the directory")
 	}
+	defer release()
 	ca, err := build(temp, i, o)
 	if err == nil {
 		err = move(temp, dir)
