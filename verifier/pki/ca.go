@@ -477,8 +477,9 @@ type CertRequest struct {
 	Key crypto.Signer
 }
 
-// RequestCert makes a key, has its certificate issued and writes both. On an
-// error neither file is left. Reasons: [fault.Exists], those of [CA.IssueLeaf].
+// RequestCert makes a key, has its certificate issued and writes both. On an error
+// neither file is left, unless the certificate was issued or may have been: the key is
+// kept then, to ask again with. Reasons: [fault.Exists], those of [CA.IssueLeaf].
 func (ca *CA) RequestCert(r CertRequest) ([]*x509.Certificate, error) {
 	return r.Obtain(func(key crypto.Signer) ([]*x509.Certificate, error) {
 		csr, err := NewRequest(key)
@@ -488,6 +489,15 @@ func (ca *CA) RequestCert(r CertRequest) ([]*x509.Certificate, error) {
 		return ca.IssueLeaf(csr, r.LeafOptions)
 	})
 }
+
+// UnansweredError is that of who was asked for a certificate and may have issued it,
+// only nobody knows.
+type UnansweredError struct{ Err error }
+
+func (e *UnansweredError) Error() string { return e.Err.Error() }
+
+// Unwrap exposes what went wrong.
+func (e *UnansweredError) Unwrap() error { return e.Err }
 
 // Obtain is [CA.RequestCert] with whoever issues the key's certificate.
 func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, error)) (chain []*x509.Certificate, err error) {
@@ -517,17 +527,17 @@ func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, erro
 		if err != nil {
 			return nil, err
 		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, os.Remove(r.KeyFile))
-			}
-		}()
 	}
 	if chain, err = issue(key); err != nil {
+		var open *UnansweredError
+		if r.Key == nil && !errors.As(err, &open) {
+			err = errors.Join(err, os.Remove(r.KeyFile))
+		}
 		return nil, err
 	}
+	// What cannot be written now was issued all the same, by a token that is used up.
 	if err = createFile(r.CertFile, encodeCert(chain...), 0o644); err != nil {
-		return nil, err
+		return nil, &UnansweredError{Err: err}
 	}
 	return chain, nil
 }

@@ -233,8 +233,12 @@ func (a *app) pkiRequestCmd() *cobra.Command {
 		Use:   "request-cert",
 		Short: "Make a signing key and have it certified",
 		Long: `Make a key (RSA 2048, or ECDSA on P-256), have the certificate authority issue a
-code signing certificate for it, and write both. Neither file may exist. The
+code signing certificate for it, and write both. Nothing is overwritten. The
 certificate's file holds the chain as sign wants it.
+
+If the key's file is there and the certificate's is not, that key is taken up: so a
+request whose answer was lost is made again by the same command, and with the same
+token gets the certificate that was issued.
 
 The key is encrypted when there is a passphrase, and never leaves this machine. With
 --key pkcs11:token=LABEL;object=LABEL it is made in a PKCS #11 token and never leaves
@@ -267,12 +271,6 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 			issuer, err := a.issuer(cmd, &f, &s, nil, nil)
 			if err != nil {
 				return err
-			}
-			// Before a passphrase is asked for.
-			for _, path := range []string{r.CertFile, r.KeyFile} {
-				if _, err := os.Lstat(path); err == nil {
-					return fault.New(fault.Exists, path, "is there already and is not overwritten")
-				}
 			}
 			r.Now = a.now()
 			chain, err := a.obtain(cmd.Context(), &r, &f.pass, func(key crypto.Signer) ([]*x509.Certificate, error) {
@@ -436,8 +434,9 @@ func (a *app) pkiCRLCmd() *cobra.Command {
 		Use:   "crl",
 		Short: "Write a new revocation list",
 		Long: `Write a new list of the agent CA, with --root also one of the root, and of the time
-stamp authority's root if there is one, which needs their keys: put them back for as long as
-this takes. If one is missing no list is made. Do so before the old one ends: nodes refuse agents when they cannot tell whether their signers are revoked.`,
+stamp authority's root if there is one. That needs their keys: put them back for as long as
+it takes; if one is missing no list is made. Do so before the old one ends: nodes
+refuse agents when they cannot tell whether their signers are revoked.`,
 		Example: `  mentatctl pki crl
   mentatctl pki crl --root
   mentatctl pki crl --show --output json`,
