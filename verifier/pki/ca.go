@@ -187,20 +187,7 @@ func (i info) ocspURL() []string {
 // must not exist or be empty; else the reason is [fault.Exists]. What was left by one
 // that was killed is removed.
 func Init(dir string, o InitOptions) (*CA, error) {
-	i := info{Version: infoVersion, Org: o.Org, Country: o.Country, CRLURL: o.CRLURL, AgentCRLLife: o.AgentCRLLife.String()}
-	if i.Org == "" {
-		i.Org = "MentatLab"
-	}
-	if i.Country == "" {
-		i.Country = "US"
-	}
-	if o.AgentCRLLife == 0 {
-		i.AgentCRLLife = agentCRLLife.String()
-	}
-	i = i.withKeys(map[string]string{RootKey: o.RootKeyName, AgentKey: o.AgentKeyName})
-	if o.Services != nil {
-		i.OCSPURL, i.TimePolicy = o.Services.OCSPURL, o.Services.TimePolicy
-	}
+	i := o.info()
 	if err := checkInit(i, o); err != nil {
 		return nil, err
 	}
@@ -237,6 +224,25 @@ func Init(dir string, o InitOptions) (*CA, error) {
 	}
 	ca.dir = dir
 	return ca, nil
+}
+
+// info is what ca.json will say.
+func (o InitOptions) info() info {
+	i := info{Version: infoVersion, Org: o.Org, Country: o.Country, CRLURL: o.CRLURL, AgentCRLLife: o.AgentCRLLife.String()}
+	if i.Org == "" {
+		i.Org = "MentatLab"
+	}
+	if i.Country == "" {
+		i.Country = "US"
+	}
+	if o.AgentCRLLife == 0 {
+		i.AgentCRLLife = agentCRLLife.String()
+	}
+	i = i.withKeys(map[string]string{RootKey: o.RootKeyName, AgentKey: o.AgentKeyName})
+	if o.Services != nil {
+		i.OCSPURL, i.TimePolicy = o.Services.OCSPURL, o.Services.TimePolicy
+	}
+	return i
 }
 
 func checkInit(i info, o InitOptions) error {
@@ -338,7 +344,7 @@ func (ca *CA) makeAuthorities(now time.Time) error {
 	i := ca.info
 	var err error
 	ca.root, err = ca.certify(&x509.Certificate{
-		Subject:               i.name(i.Org + " Root CA"),
+		Subject:               i.rootName(),
 		NotAfter:              now.AddDate(rootYears, 0, 0),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -351,7 +357,7 @@ func (ca *CA) makeAuthorities(now time.Time) error {
 	// No extended key usage: it would narrow what the leaves may say, and
 	// readers disagree about what it means on a CA.
 	ca.agent, err = ca.certify(&x509.Certificate{
-		Subject:               i.name(i.Org + " Agent CA"),
+		Subject:               i.agentName(),
 		NotAfter:              now.AddDate(agentYears, 0, 0),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -365,6 +371,10 @@ func (ca *CA) makeAuthorities(now time.Time) error {
 func (i info) name(cn string) pkix.Name {
 	return pkix.Name{CommonName: cn, Organization: []string{i.Org}, Country: []string{i.Country}}
 }
+
+func (i info) rootName() pkix.Name     { return i.name(i.Org + " Root CA") }
+func (i info) agentName() pkix.Name    { return i.name(i.Org + " Agent CA") }
+func (i info) timeRootName() pkix.Name { return i.name(i.Org + " Time CA") }
 
 // certify issues t for pub. A nil issuer makes it self-signed.
 func (ca *CA) certify(t, issuer *x509.Certificate, pub crypto.PublicKey, key crypto.Signer, now time.Time) (*x509.Certificate, error) {
