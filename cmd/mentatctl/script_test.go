@@ -39,7 +39,8 @@ func TestMain(m *testing.M) {
 			}
 			os.Exit(cli.MainAt(context.Background(), now, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},
-		"ask": ask,
+		"ask":   ask,
+		"lossy": lossy,
 		// freeport prints an address of this machine that is free now.
 		"freeport": func() {
 			addresses, err := freePorts(1)

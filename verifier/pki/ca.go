@@ -184,22 +184,10 @@ func (i info) ocspURL() []string {
 }
 
 // Init makes a CA in dir, with the first list of each authority. The directory
-// must not exist or be empty; else the reason is [fault.Exists].
+// must not exist or be empty; else the reason is [fault.Exists]. What was left by one
+// that was killed is removed.
 func Init(dir string, o InitOptions) (*CA, error) {
-	i := info{Version: infoVersion, Org: o.Org, Country: o.Country, CRLURL: o.CRLURL, AgentCRLLife: o.AgentCRLLife.String()}
-	if i.Org == "" {
-		i.Org = "MentatLab"
-	}
-	if i.Country == "" {
-		i.Country = "US"
-	}
-	if o.AgentCRLLife == 0 {
-		i.AgentCRLLife = agentCRLLife.String()
-	}
-	i = i.withKeys(map[string]string{RootKey: o.RootKeyName, AgentKey: o.AgentKeyName})
-	if o.Services != nil {
-		i.OCSPURL, i.TimePolicy = o.Services.OCSPURL, o.Services.TimePolicy
-	}
+	i := o.info()
 	if err := checkInit(i, o); err != nil {
 		return nil, err
 	}
@@ -219,10 +207,14 @@ func Init(dir string, o InitOptions) (*CA, error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return nil, fault.Wrap(err, fault.AccessDenied, dir, "cannot make the directory")
 	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".*")
+	if err := removeHalves(dir); err != nil {
+		return nil, err
+	}
+	temp, release, err := makeHalf(dir)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.AccessDenied, dir, "cannot make the directory")
 	}
+	defer release()
 	ca, err := build(temp, i, o)
 	if err == nil {
 		err = move(temp, dir)
@@ -232,6 +224,25 @@ func Init(dir string, o InitOptions) (*CA, error) {
 	}
 	ca.dir = dir
 	return ca, nil
+}
+
+// info is what ca.json will say.
+func (o InitOptions) info() info {
+	i := info{Version: infoVersion, Org: o.Org, Country: o.Country, CRLURL: o.CRLURL, AgentCRLLife: o.AgentCRLLife.String()}
+	if i.Org == "" {
+		i.Org = "MentatLab"
+	}
+	if i.Country == "" {
+		i.Country = "US"
+	}
+	if o.AgentCRLLife == 0 {
+		i.AgentCRLLife = agentCRLLife.String()
+	}
+	i = i.withKeys(map[string]string{RootKey: o.RootKeyName, AgentKey: o.AgentKeyName})
+	if o.Services != nil {
+		i.OCSPURL, i.TimePolicy = o.Services.OCSPURL, o.Services.TimePolicy
+	}
+	return i
 }
 
 func checkInit(i info, o InitOptions) error {
@@ -333,7 +344,7 @@ func (ca *CA) makeAuthorities(now time.Time) error {
 	i := ca.info
 	var err error
 	ca.root, err = ca.certify(&x509.Certificate{
-		Subject:               i.name(i.Org + " Root CA"),
+		Subject:               i.rootName(),
 		NotAfter:              now.AddDate(rootYears, 0, 0),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -346,7 +357,7 @@ func (ca *CA) makeAuthorities(now time.Time) error {
 	// No extended key usage: it would narrow what the leaves may say, and
 	// readers disagree about what it means on a CA.
 	ca.agent, err = ca.certify(&x509.Certificate{
-		Subject:               i.name(i.Org + " Agent CA"),
+		Subject:               i.agentName(),
 		NotAfter:              now.AddDate(agentYears, 0, 0),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -360,6 +371,10 @@ func (ca *CA) makeAuthorities(now time.Time) error {
 func (i info) name(cn string) pkix.Name {
 	return pkix.Name{CommonName: cn, Organization: []string{i.Org}, Country: []string{i.Country}}
 }
+
+func (i info) rootName() pkix.Name     { return i.name(i.Org + " Root CA") }
+func (i info) agentName() pkix.Name    { return i.name(i.Org + " Agent CA") }
+func (i info) timeRootName() pkix.Name { return i.name(i.Org + " Time CA") }
 
 // certify issues t for pub. A nil issuer makes it self-signed.
 func (ca *CA) certify(t, issuer *x509.Certificate, pub crypto.PublicKey, key crypto.Signer, now time.Time) (*x509.Certificate, error) {
@@ -472,8 +487,9 @@ type CertRequest struct {
 	Key crypto.Signer
 }
 
-// RequestCert makes a key, has its certificate issued and writes both. On an
-// error neither file is left. Reasons: [fault.Exists], those of [CA.IssueLeaf].
+// RequestCert makes a key, has its certificate issued and writes both. On an error
+// neither file is left, unless the certificate was issued or may have been: the key is
+// kept then, to ask again with. Reasons: [fault.Exists], those of [CA.IssueLeaf].
 func (ca *CA) RequestCert(r CertRequest) ([]*x509.Certificate, error) {
 	return r.Obtain(func(key crypto.Signer) ([]*x509.Certificate, error) {
 		csr, err := NewRequest(key)
@@ -483,6 +499,15 @@ func (ca *CA) RequestCert(r CertRequest) ([]*x509.Certificate, error) {
 		return ca.IssueLeaf(csr, r.LeafOptions)
 	})
 }
+
+// UnansweredError is that of who was asked for a certificate and may have issued it,
+// only nobody knows.
+type UnansweredError struct{ Err error }
+
+func (e *UnansweredError) Error() string { return e.Err.Error() }
+
+// Unwrap exposes what went wrong.
+func (e *UnansweredError) Unwrap() error { return e.Err }
 
 // Obtain is [CA.RequestCert] with whoever issues the key's certificate.
 func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, error)) (chain []*x509.Certificate, err error) {
@@ -512,17 +537,17 @@ func (r CertRequest) Obtain(issue func(crypto.Signer) ([]*x509.Certificate, erro
 		if err != nil {
 			return nil, err
 		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, os.Remove(r.KeyFile))
-			}
-		}()
 	}
 	if chain, err = issue(key); err != nil {
+		var open *UnansweredError
+		if r.Key == nil && !errors.As(err, &open) {
+			err = errors.Join(err, os.Remove(r.KeyFile))
+		}
 		return nil, err
 	}
+	// What cannot be written now was issued all the same, by a token that is used up.
 	if err = createFile(r.CertFile, encodeCert(chain...), 0o644); err != nil {
-		return nil, err
+		return nil, &UnansweredError{Err: err}
 	}
 	return chain, nil
 }

@@ -35,6 +35,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, halfway(os.Getenv(childEnv), step))
 		os.Exit(1)
 	}
+	if dir := os.Getenv(childInitEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, initChild(dir))
+		os.Exit(1)
+	}
 	if dir := os.Getenv(childEnv); dir != "" {
 		fmt.Fprintln(os.Stderr, busy(dir))
 		os.Exit(1)

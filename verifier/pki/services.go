@@ -281,7 +281,7 @@ func (ca *CA) certifyServices(dir string, o *ServiceOptions) (*services, error) 
 	}
 	s := &services{keyFile: TimeKey}
 	if s.root, err = ca.certify(&x509.Certificate{
-		Subject: ca.info.name(ca.info.Org + " Time CA"), NotAfter: o.Now.AddDate(rootYears, 0, 0),
+		Subject: ca.info.timeRootName(), NotAfter: o.Now.AddDate(rootYears, 0, 0),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
 	}, nil, o.RootKey.Public(), o.RootKey, o.Now); err != nil {

@@ -425,3 +425,35 @@ func FuzzAnOCSPRequestIsAnsweredForWhatItAsksOrNotAtAll(f *testing.F) {
 		}
 	})
 }
+
+// What is judged before a CA is made is what it writes later.
+func TestTheStarterPolicyIsKnownBeforeTheCA(t *testing.T) {
+	p := pki.PolicyOptions{Match: []string{"*"}, Emails: []string{"dev@example.com"}}
+	services := serviceKeys(t)
+	services.OCSPURL = "http://pki.example/ocsp"
+	for name, o := range map[string]pki.InitOptions{
+		"plain": {}, "its lists are published": {CRLURL: "http://pki.example/crl", Org: "Example", Country: "DE"}, "services": {Services: &services},
+	} {
+		ca := quick(t, o)
+		config := t.TempDir()
+		text, err := o.Starter(ca.Dir(), config, p)
+		if err != nil || !bytes.Equal(text, ca.StarterPolicy(p)) {
+			t.Errorf("%s: %v\n%s\nis not\n%s", name, err, text, ca.StarterPolicy(p))
+		}
+		if _, _, err := ca.WriteStarter(config, p); err != nil {
+			t.Fatal(err)
+		}
+		// Each file that was written stands in the way of another CA's.
+		for _, file := range []string{"policy.yaml", "capabilities.yaml", "trust/agents/root.pem", "issuers/agents-agent-ca.pem"} {
+			if _, err := o.Starter(ca.Dir(), config, p); fault.ReasonOf(err) != fault.Exists || !strings.Contains(err.Error(), file) {
+				t.Errorf("%s: %s: %v", name, file, err)
+			}
+			if err := os.Remove(filepath.Join(config, file)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := (pki.InitOptions{Country: "Germany"}).Starter("ca", "etc", p); fault.ReasonOf(err) != fault.Usage {
+		t.Errorf("of a CA that cannot be: %v", err)
+	}
+}

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,11 +65,11 @@ func timeStore(store string) string { return store + "-time" }
 // others are not overwritten ([fault.Exists]).
 func (ca *CA) WriteTrustStore(configDir, store string) error {
 	files := map[string][]byte{
-		filepath.Join(configDir, trustDir, store, "root.pem"): encodeCert(ca.root),
-		filepath.Join(configDir, issuerFile(store)):           encodeCert(ca.agent),
+		rootFile(configDir, store):                  encodeCert(ca.root),
+		filepath.Join(configDir, issuerFile(store)): encodeCert(ca.agent),
 	}
 	if ca.services != nil {
-		files[filepath.Join(configDir, trustDir, timeStore(store), "root.pem")] = encodeCert(ca.services.root)
+		files[rootFile(configDir, timeStore(store))] = encodeCert(ca.services.root)
 	}
 	return place(files)
 }
@@ -108,7 +109,40 @@ func place(files map[string][]byte) error {
 	return nil
 }
 
+func rootFile(configDir, store string) string {
+	return filepath.Join(configDir, trustDir, store, "root.pem")
+}
+
 func issuerFile(store string) string { return filepath.Join(issuersDir, store+"-agent-ca.pem") }
+
+// Starter is what [CA.StarterPolicy] will be for the CA that [Init] makes in dir, so
+// that it can be judged before there is one. It refuses a configDir in which [CA.WriteStarter] would
+// then have to overwrite something ([fault.Exists]).
+func (o InitOptions) Starter(dir, configDir string, p PolicyOptions) ([]byte, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, dir, "cannot be used for a CA")
+	}
+	files := []string{
+		filepath.Join(configDir, policyFile), filepath.Join(configDir, capabilityFile),
+		rootFile(configDir, p.store()), filepath.Join(configDir, issuerFile(p.store())),
+	}
+	i := o.info()
+	if err := i.check(); err != nil {
+		return nil, err
+	}
+	ca := &CA{dir: dir, info: i, root: &x509.Certificate{Subject: i.rootName()}, agent: &x509.Certificate{Subject: i.agentName()}}
+	if o.Services != nil {
+		ca.services = &services{root: &x509.Certificate{Subject: i.timeRootName()}}
+		files = append(files, rootFile(configDir, timeStore(p.store())))
+	}
+	for _, file := range files {
+		if _, err := os.Lstat(file); err == nil {
+			return nil, fault.New(fault.Exists, file, "is there already and is not overwritten")
+		}
+	}
+	return ca.StarterPolicy(p), nil
+}
 
 // WriteStarter writes the trust store, [CA.StarterPolicy] and
 // [StarterCapabilities] into configDir and returns the policies' paths. Existing

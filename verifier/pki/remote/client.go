@@ -10,9 +10,11 @@ import (
 	"encoding/pem"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/mentatlab/mentat/internal/fault"
@@ -75,24 +77,15 @@ func NewClient(o ClientOptions) (*Client, error) {
 
 // Enrol has a certificate issued for the key and the address, by a token.
 // Reasons: those of [pki.CA.Enrol], [fault.ResourceLimit] for asking too often,
-// [fault.Unavailable] for a server that does not answer as one should.
+// [fault.Unavailable] for a server that does not answer as one should; with
+// [pki.UnansweredError] if it may have issued the certificate.
 func (c *Client) Enrol(ctx context.Context, key crypto.Signer, token string, o pki.LeafOptions) ([]*x509.Certificate, error) {
 	csr, err := pki.NewRequest(key)
 	if err != nil {
 		return nil, err
 	}
 	q := request{CSR: encodeRequest(csr), Token: token, Email: o.Email, ValiditySeconds: int64(o.Validity / time.Second)}
-	var chain []*x509.Certificate
-	for range attempts {
-		chain, err = c.ask(ctx, enrolPath, q)
-		if fault.ReasonOf(err) != fault.Unavailable || ctx.Err() != nil {
-			break
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return chain, check(chain, key.Public(), o.Email, o.Now)
+	return c.issued(ctx, key, o, attempts, func(ctx context.Context) ([]*x509.Certificate, error) { return c.ask(ctx, enrolPath, q) })
 }
 
 // Renew has a certificate issued for the key and the address of the one that the
@@ -103,11 +96,31 @@ func (c *Client) Renew(ctx context.Context, key crypto.Signer, o pki.LeafOptions
 	if err != nil {
 		return nil, err
 	}
-	chain, err := c.ask(ctx, renewPath, request{CSR: encodeRequest(csr), ValiditySeconds: int64(o.Validity / time.Second)})
-	if err != nil {
-		return nil, err
+	q := request{CSR: encodeRequest(csr), ValiditySeconds: int64(o.Validity / time.Second)}
+	return c.issued(ctx, key, o, 1, func(ctx context.Context) ([]*x509.Certificate, error) { return c.ask(ctx, renewPath, q) })
+}
+
+// issued asks so often and holds the answer to what was asked for. Once a request went
+// out, an answer that does not come, or is none, leaves open whether a certificate was
+// issued.
+func (c *Client) issued(ctx context.Context, key crypto.Signer, o pki.LeafOptions, times int, ask func(context.Context) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
+	var sent atomic.Bool
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
+	var chain []*x509.Certificate
+	var err error
+	for range times {
+		chain, err = ask(traced)
+		if fault.ReasonOf(err) != fault.Unavailable || ctx.Err() != nil {
+			break
+		}
 	}
-	return chain, check(chain, key.Public(), o.Email, o.Now)
+	if err == nil {
+		err = check(chain, key.Public(), o.Email, o.Now)
+	}
+	if sent.Load() && fault.ReasonOf(err) == fault.Unavailable {
+		err = &pki.UnansweredError{Err: err}
+	}
+	return chain, err
 }
 
 func encodeRequest(csr *x509.CertificateRequest) string {

@@ -98,7 +98,12 @@ type pkiInitResult struct {
 	// Time and TimeRoot are the time stamp authority's.
 	Time     *certInfo `json:"time,omitempty"`
 	TimeRoot *certInfo `json:"time_root,omitempty"`
-	Warnings []string  `json:"warnings,omitempty"`
+	// Policy and Capabilities are the starter policies, if they were asked for.
+	Policy       string   `json:"policy,omitempty"`
+	Capabilities string   `json:"capabilities,omitempty"`
+	Warnings     []string `json:"warnings,omitempty"`
+
+	ca, email string // for the commands that come next
 }
 
 type certInfo struct {
@@ -119,8 +124,14 @@ func (r *pkiInitResult) Text(w *display.Writer) {
 		w.Field("time root", "%s, until %s", r.TimeRoot.Subject, display.Date(r.TimeRoot.NotAfter))
 		w.Field("time", "%s, until %s", r.Time.Subject, display.Date(r.Time.NotAfter))
 	}
+	if r.Policy != "" {
+		w.Field("policy", "%s, its trust store and %s", r.Policy, r.Capabilities)
+	}
 	w.List("warning", r.Warnings)
-	w.Line("next: mentatctl pki request-cert --email YOU@EXAMPLE.COM")
+	w.Line("next: mentatctl pki request-cert%s --email %s", r.ca, r.email)
+	if r.Policy == "" {
+		w.Line("and for the nodes: mentatctl pki policy%s --scope 'REGISTRY/PATH/**' --identity %s /etc/mentat", r.ca, r.email)
+	}
 }
 
 func (a *app) pkiInitCmd() *cobra.Command {
@@ -128,6 +139,7 @@ func (a *app) pkiInitCmd() *cobra.Command {
 	var services servicesFlags
 	var made madeKeys
 	var o pki.InitOptions
+	var starter starterFlags
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a certificate authority",
@@ -145,9 +157,12 @@ With --root-key and --agent-key a key is made in a PKCS #11 token and never leav
 it: its name is kept instead, and its PIN asked for as a passphrase is.
 
 With --services there is a time stamp authority, too, as mentatctl pki services
-makes it.`,
+makes it. With --policy a node's policy and trust store are written that trust this
+certificate authority, as mentatctl pki policy writes them: that needs --scope and
+--identity, what is enforced and who may sign it.`,
 		Example: `  mentatctl pki init
   mentatctl pki init --ca ./ca --org "Example Corp" --country DE --crl-url http://pki.example.com/crl
+  mentatctl pki init --policy ./etc --scope 'registry.example.com/agents/**' --identity dev@example.com
   mentatctl pki init \
     --root-key 'pkcs11:token=offline;object=root' \
     --agent-key 'pkcs11:token=online;object=agent-ca' --agent-passphrase-file pin.txt
@@ -160,6 +175,9 @@ makes it.`,
 			if err := services.check(cmd); err != nil {
 				return err
 			}
+			if err := starter.check(cmd); err != nil {
+				return err
+			}
 			dir, err := caDir(f.dir)
 			if err != nil {
 				return err
@@ -167,6 +185,9 @@ makes it.`,
 			// Init refuses it too, but only after a passphrase was asked for.
 			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 				return fault.New(fault.Exists, dir, "is not empty").WithHint("a certificate authority is never overwritten: choose another directory with --ca")
+			}
+			if err := starter.checkPolicy(dir, o, services.options(nil, nil, false, a.now())); err != nil {
+				return err
 			}
 			if file, token := services.openRoot(o.RootKeyName); file != "" {
 				if o.Passphrase, err = a.rootPassphrase(cmd.Context(), &f.pass, filepath.Join(dir, filepath.FromSlash(file)), o.UnencryptedRoot, token); err != nil {
@@ -188,7 +209,17 @@ makes it.`,
 			if err != nil {
 				return err
 			}
-			r := &pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings()}
+			r := &pkiInitResult{Header: display.Head("pki-init"), Directory: dir, Root: infoOf(ca.Root()), Agent: infoOf(ca.Agent()), Warnings: ca.Warnings(), email: "YOU@EXAMPLE.COM"}
+			if f.dir != "" {
+				r.ca = " --ca " + f.dir
+			}
+			if starter.dir != "" {
+				if r.Policy, r.Capabilities, err = ca.WriteStarter(starter.dir, starter.options); err != nil {
+					return fault.Wrap(err, fault.ReasonOf(err), dir, "the certificate authority is made, its starter policy is not").
+						WithHint("mentatctl pki policy%s writes it", r.ca)
+				}
+				r.email = starter.options.Emails[0]
+			}
 			if ca.Services() {
 				root, tsa := infoOf(ca.TimeRoot()), infoOf(ca.Time())
 				r.TimeRoot, r.Time = &root, &tsa
@@ -202,6 +233,7 @@ makes it.`,
 	services.add(cmd)
 	f.addKey(cmd)
 	addUnencryptedRoot(cmd, &o.UnencryptedRoot)
+	starter.add(cmd)
 	cmd.Flags().StringVar(&o.Org, "org", "", "the organization's `NAME` in every certificate (default MentatLab)")
 	cmd.Flags().StringVar(&o.Country, "country", "", "the country's two-letter `CODE` in every certificate (default US)")
 	cmd.Flags().StringVar(&o.CRLURL, "crl-url", "", "the `URL` under which the files of DIR/crl will be published")
@@ -236,8 +268,12 @@ func (a *app) pkiRequestCmd() *cobra.Command {
 		Use:   "request-cert",
 		Short: "Make a signing key and have it certified",
 		Long: `Make a key (RSA 2048, or ECDSA on P-256), have the certificate authority issue a
-code signing certificate for it, and write both. Neither file may exist. The
+code signing certificate for it, and write both. Nothing is overwritten. The
 certificate's file holds the chain as sign wants it.
+
+If the key's file is there and the certificate's is not, that key is taken up: so a
+request whose answer was lost is made again by the same command, and with the same
+token gets the certificate that was issued.
 
 The key is encrypted when there is a passphrase, and never leaves this machine. With
 --key pkcs11:token=LABEL;object=LABEL it is made in a PKCS #11 token and never leaves
@@ -273,12 +309,6 @@ which its keeper makes with mentatctl pki token: in $` + caTokenEnv + `, in the 
 			issuer, err := a.issuer(cmd, &f, &s, nil, nil)
 			if err != nil {
 				return err
-			}
-			// Before a passphrase is asked for.
-			for _, path := range []string{r.CertFile, r.KeyFile} {
-				if _, err := os.Lstat(path); err == nil {
-					return fault.New(fault.Exists, path, "is there already and is not overwritten")
-				}
 			}
 			r.Now = a.now()
 			chain, err := a.obtain(cmd.Context(), &r, &f.pass, func(key crypto.Signer) ([]*x509.Certificate, error) {
@@ -442,8 +472,9 @@ func (a *app) pkiCRLCmd() *cobra.Command {
 		Use:   "crl",
 		Short: "Write a new revocation list",
 		Long: `Write a new list of the agent CA, with --root also one of the root, and of the time
-stamp authority's root if there is one, which needs their keys: put them back for as long as
-this takes. If one is missing no list is made. Do so before the old one ends: nodes refuse agents when they cannot tell whether their signers are revoked.`,
+stamp authority's root if there is one. That needs their keys: put them back for as long as
+it takes; if one is missing no list is made. Do so before the old one ends: nodes
+refuse agents when they cannot tell whether their signers are revoked.`,
 		Example: `  mentatctl pki crl
   mentatctl pki crl --root
   mentatctl pki crl --show --output json`,
@@ -612,6 +643,60 @@ func (r *policyResult) Text(w *display.Writer) {
 	}
 }
 
+// checkStarter refuses a policy that could not be read back, before it is written.
+func checkStarter(text []byte, o pki.PolicyOptions) error {
+	if _, err := verifier.ParsePolicy("policy", text); err != nil {
+		return fault.Wrap(err, fault.Usage, "", "these flags make no policy")
+	}
+	if _, err := policy.Parse("capabilities", pki.StarterCapabilities(o)); err != nil {
+		return fault.Wrap(err, fault.Usage, "", "these flags make no capability policy")
+	}
+	return nil
+}
+
+func addScope(cmd *cobra.Command, o *pki.PolicyOptions) {
+	cmd.Flags().StringArrayVar(&o.Match, "scope", nil, "enforce it for these references: `HOST/REPOSITORY`, HOST/PATH/** or *; may be repeated")
+	cmd.Flags().StringArrayVar(&o.Emails, "identity", nil, "trust this signer's `EMAIL`; may be repeated")
+}
+
+// starterFlags say what policy goes with a new certificate authority. For all that it
+// can say there is the command of its own.
+type starterFlags struct {
+	dir     string
+	options pki.PolicyOptions
+}
+
+func (f *starterFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.dir, "policy", "", "write a starter policy and trust store into this `DIR`, too, as mentatctl pki policy does")
+	addScope(cmd, &f.options)
+}
+
+func (f *starterFlags) check(cmd *cobra.Command) error {
+	for _, name := range []string{"scope", "identity"} {
+		if f.dir == "" && cmd.Flags().Changed(name) {
+			return fault.New(fault.Usage, "--"+name, "needs --policy")
+		}
+	}
+	if f.dir != "" && (len(f.options.Match) == 0 || len(f.options.Emails) == 0) {
+		return fault.New(fault.Usage, "--policy", "needs --scope and --identity: what is enforced, and who may sign it")
+	}
+	return nil
+}
+
+// checkPolicy refuses a policy that could not be written once the certificate authority
+// is made.
+func (f *starterFlags) checkPolicy(dir string, o pki.InitOptions, services *pki.ServiceOptions) error {
+	if f.dir == "" {
+		return nil
+	}
+	o.Services = services
+	text, err := o.Starter(dir, f.dir, f.options)
+	if err != nil {
+		return err
+	}
+	return checkStarter(text, f.options)
+}
+
 func (a *app) pkiPolicyCmd() *cobra.Command {
 	var f caFlags
 	var o pki.PolicyOptions
@@ -640,12 +725,8 @@ nodes without a network.`,
 			if err != nil {
 				return err
 			}
-			// What could not be read back is not written.
-			if _, err := verifier.ParsePolicy("policy", ca.StarterPolicy(o)); err != nil {
-				return fault.Wrap(err, fault.Usage, "", "these flags make no policy")
-			}
-			if _, err := policy.Parse("capabilities", pki.StarterCapabilities(o)); err != nil {
-				return fault.Wrap(err, fault.Usage, "", "these flags make no capability policy")
+			if err := checkStarter(ca.StarterPolicy(o), o); err != nil {
+				return err
 			}
 			path, capabilities, err := ca.WriteStarter(args[0], o)
 			if err != nil {
@@ -659,8 +740,7 @@ nodes without a network.`,
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().StringArrayVar(&o.Match, "scope", nil, "enforce it for these references: `HOST/REPOSITORY`, HOST/PATH/** or *; may be repeated")
-	cmd.Flags().StringArrayVar(&o.Emails, "identity", nil, "trust this signer's `EMAIL`; may be repeated")
+	addScope(cmd, &o)
 	cmd.Flags().StringArrayVar(&o.Publishers, "publisher", nil, "treat what this signer's `EMAIL` signed as verified; may be repeated")
 	cmd.Flags().StringArrayVar(&o.Allow, "allow", nil, "grant this `CAPABILITY` to the scope's signed agents that ask for it; may be repeated")
 	cmd.Flags().BoolVar(&o.AllowUnsignedContainers, "allow-unsigned-containers", false, "let ordinary container images of the scope run unsigned")

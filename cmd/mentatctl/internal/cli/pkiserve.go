@@ -329,7 +329,8 @@ func (a *app) pkiRenewCmd() *cobra.Command {
 		Short: "Have a certificate issued anew before it ends",
 		Long: `Have the certificate authority issue a certificate for the holder of one that still
 counts. The key stays the same and the certificate's file is replaced, unless
---new-key and --output name files for new ones, which may not exist.
+--new-key and --output name files for new ones. Nothing is overwritten; a new key
+whose certificate is not there is taken up, as request-cert does.
 
 The certificate authority is found as request-cert finds it; a server wants no
 token: the certificate says who asks.`,
@@ -381,7 +382,12 @@ func (a *app) pkiRenew(cmd *cobra.Command, f *caFlags, s *serverFlags, o *signOp
 		return err
 	}
 	r.Email, r.Now = old[0].EmailAddresses[0], a.now()
-	issue := func(key crypto.Signer) ([]*x509.Certificate, error) { return i.renew(ctx, key, r.LeafOptions) }
+	issue := func(key crypto.Signer) ([]*x509.Certificate, error) {
+		if r.KeyFile != "" && keyfile.Match(r.KeyFile, key, old) == nil {
+			return nil, fault.New(fault.Exists, r.KeyFile, "is the key that is renewed").WithHint("name another file with --new-key, or leave it out: the key stays the same then")
+		}
+		return i.renew(ctx, key, r.LeafOptions)
+	}
 	var chain []*x509.Certificate
 	certFile, keyFile := o.cert, o.key
 	if r.KeyFile == "" {

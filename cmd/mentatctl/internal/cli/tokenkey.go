@@ -4,14 +4,17 @@ import (
 	"context"
 	"crypto"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
+	"github.com/mentatlab/mentat/cmd/mentatctl/internal/keyfile"
 	"github.com/mentatlab/mentat/internal/fault"
 	"github.com/mentatlab/mentat/verifier/pki"
 	"github.com/mentatlab/mentat/verifier/pki/pkcs11"
@@ -48,30 +51,90 @@ func (a *app) openTokenKey(ctx context.Context, name string, kind newTokenKey, p
 	})
 }
 
-// obtain makes the key where the request says, and has it certified. On an error
-// neither key nor certificate is left.
+// obtain makes the key where the request says, and has it certified. A key that is
+// there, without its certificate's file, is taken up: whoever asked with it before got
+// no answer, or could not write it. On an error no certificate is left, and of keys
+// those alone that were there, or whose certificate may have been issued.
 func (a *app) obtain(ctx context.Context, r *pki.CertRequest, pass *passphraseFlags, issue func(crypto.Signer) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
-	if !pkcs11.Is(r.KeyFile) {
-		var err error
-		if r.Passphrase, err = a.newPassphrase(ctx, pass, r.KeyFile); err != nil {
-			return nil, err
-		}
-		return r.Obtain(issue)
+	if _, err := os.Lstat(r.CertFile); err == nil {
+		return nil, fault.New(fault.Exists, r.CertFile, "is there already and is not overwritten")
 	}
+	if pkcs11.Is(r.KeyFile) {
+		return a.obtainByToken(ctx, r, pass, issue)
+	}
+	_, err := os.Lstat(r.KeyFile)
+	if err == nil {
+		r.Key, err = a.takeUp(ctx, r, pass)
+	} else {
+		r.Passphrase, err = a.newPassphrase(ctx, pass, r.KeyFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	chain, err := r.Obtain(issue)
+	return chain, keptFor(r.KeyFile, err)
+}
+
+// takeUp reads a key that is there. It is about to be certified as its owner's: it
+// must be nobody else's.
+func (a *app) takeUp(ctx context.Context, r *pki.CertRequest, pass *passphraseFlags) (crypto.Signer, error) {
+	data, err := keyfile.ReadOwn(r.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	key, _, err := keyfile.Parse(r.KeyFile, data, func() ([]byte, error) { return a.passphrase(ctx, pass, r.KeyFile) })
+	if err != nil {
+		return nil, err
+	}
+	return key, a.takenUp(r, key.Public())
+}
+
+// takenUp tells that a key is taken up, if it is of the kind that is asked for.
+func (a *app) takenUp(r *pki.CertRequest, key crypto.PublicKey) error {
+	if _, isRSA := key.(*rsa.PublicKey); r.KeyType != "" && isRSA != (r.KeyType == pki.RSAKey) {
+		return fault.New(fault.Exists, r.KeyFile, "is there already, is no %s key and is not overwritten", r.KeyType)
+	}
+	a.printer().Note("%s is there without its certificate %s: the key is taken up", r.KeyFile, r.CertFile)
+	return nil
+}
+
+// keptFor adds what to do where a certificate may have been issued for the key.
+func keptFor(keyFile string, err error) error {
+	var open *pki.UnansweredError
+	if !errors.As(err, &open) {
+		return err
+	}
+	return fault.Wrap(err, fault.ReasonOf(err), keyFile, "the key is kept, for its certificate may have been issued").
+		WithHint("run the same command again, with the same token: the key is taken up")
+}
+
+// obtainByToken is obtain for a key in a PKCS #11 token.
+func (a *app) obtainByToken(ctx context.Context, r *pki.CertRequest, pass *passphraseFlags, issue func(crypto.Signer) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
 	kind := newTokenKey{bits: tokenKeyBits}
 	if r.KeyType == pki.ECDSAKey {
 		kind = newTokenKey{curve: elliptic.P256().Params().Name}
 	}
-	key, err := a.tokenKey(ctx, r.KeyFile, pass, kind)
+	pin := sync.OnceValues(func() ([]byte, error) { return a.passphrase(ctx, pass, r.KeyFile) })
+	key, err := a.openTokenKey(ctx, r.KeyFile, kind, pin)
+	taken := fault.ReasonOf(err) == fault.Exists
+	if taken {
+		key, err = a.openTokenKey(ctx, r.KeyFile, newTokenKey{}, pin)
+	}
 	if err != nil {
 		return nil, err
 	}
+	if taken {
+		if err := a.takenUp(r, key.Public()); err != nil {
+			return nil, errors.Join(err, key.Close())
+		}
+	}
 	r.Key = key
 	chain, err := r.Obtain(issue)
-	if err != nil {
+	var open *pki.UnansweredError
+	if err != nil && !taken && !errors.As(err, &open) {
 		err = errors.Join(err, key.Delete())
 	}
-	return chain, errors.Join(err, key.Close())
+	return chain, errors.Join(keptFor(r.KeyFile, err), key.Close())
 }
 
 // keyTypeFlag is pki.KeyType as a flag, which is refused where it is written.

@@ -35,6 +35,37 @@ func Read(path, what string) ([]byte, error) {
 	return data, nil
 }
 
+// ReadOwn is Read for a key that is about to be vouched for: a regular file that is
+// the running user's and that nobody else may read. Anybody's else would make its
+// maker sign under the user's name.
+func ReadOwn(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, path, "cannot read the key")
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fault.New(fault.Exists, path, "is there already, is no key's file and is not overwritten")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, path, "cannot read the key")
+	}
+	defer f.Close()
+	opened, err := f.Stat()
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, path, "cannot read the key")
+	}
+	if !os.SameFile(info, opened) || !mine(opened) || runtime.GOOS != "windows" && opened.Mode().Perm()&0o077 != 0 {
+		return nil, fault.New(fault.Exists, path, "is there already, and others can read it or it is another user's: it is neither taken up nor overwritten").
+			WithHint("name another file for the key, or remove it")
+	}
+	data, err := limits.Read(f, maxBytes)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Usage, path, "cannot read the key")
+	}
+	return data, nil
+}
+
 // Exposed tells whether a key file can be read by other users.
 func Exposed(path string) bool {
 	info, err := os.Stat(path)

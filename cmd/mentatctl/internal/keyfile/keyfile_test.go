@@ -81,3 +81,37 @@ func TestAnOpenKeyFileIsNoticed(t *testing.T) {
 		t.Error("0640 is open")
 	}
 }
+
+func TestOnlyTheUsersOwnKeyIsVouchedFor(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes")
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "signing.key")
+	if err := os.WriteFile(path, []byte("key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := ReadOwn(path); err != nil || string(data) != "key" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if _, err := ReadOwn(dir); fault.ReasonOf(err) != fault.Exists {
+		t.Errorf("a directory: %v", err)
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(path, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadOwn(path); fault.ReasonOf(err) != fault.Exists {
+			t.Errorf("another user's: %v", err)
+		}
+		if err := os.Chown(path, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadOwn(path); fault.ReasonOf(err) != fault.Exists {
+		t.Errorf("a group's: %v", err)
+	}
+}
