@@ -26,7 +26,7 @@ func (d *demo) ref(name string) string { return d.registry + "/" + name }
 
 // authority makes the PKI.
 func (d *demo) authority() error {
-	d.step("A certificate authority", "A root, below it an agent CA that certifies developers, and one developer, Ada.")
+	d.step("A certificate authority", "A root, its key under a passphrase; below it an agent CA that certifies developers, and one developer, Ada.")
 	if _, err := d.run(`MENTAT_PASSPHRASE="correct horse" mentatctl pki init --org Example`, only("^made|root  |agent CA")); err != nil {
 		return err
 	}
