@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"bufio"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -56,8 +58,11 @@ func newDecoy(t *testing.T) *decoy {
 		d.hits.Add(1)
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(canary), canary)
 	})
-	// It hangs up, so that whoever wants an answer asks for an address again.
-	go d.serve(d.near, func(net.Conn) {})
+	// It hangs up, so that whoever wants an answer asks for an address again; after the
+	// request, since a connection that is closed with bytes unread is reset.
+	go d.serve(d.near, func(c net.Conn) {
+		_, _ = http.ReadRequest(bufio.NewReader(c))
+	})
 	go d.names()
 	return d
 }
