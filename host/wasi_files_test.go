@@ -187,7 +187,7 @@ func TestOfManyBuffersOneThatIsNoneStopsAll(t *testing.T) {
 	// Some file systems have room for it, tmpfs is one.
 	const huge = int64(1) << 62
 	larger := int(wasi.FBig)
-	probe, err := os.Create(filepath.Join(t.TempDir(), "probe"))
+	probe, err := os.CreateTemp(t.TempDir(), "probe-*")
 	if err != nil {
 		t.Fatal(err)
 	}
