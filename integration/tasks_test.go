@@ -34,21 +34,6 @@ func TestAnAgentReadsStdinAndWritesStdout(t *testing.T) {
 	}
 }
 
-// Whoever writes nothing has opened and closed its end before the shim is asked.
-func TestAnAgentWithoutInputReadsItsEnd(t *testing.T) {
-	w := newWorld(t, node.Config{})
-	ref := w.agent("echo", guestEcho, "")
-	for range 5 {
-		if got := w.run("", ref, w.id()); got.code != 0 || got.stdout != "" {
-			t.Errorf("a pipe: status %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
-		}
-		// Its input is /dev/null.
-		if got := w.ctr("run", "--rm", "--runtime", mentatRuntime, ref, w.id()); got != "" {
-			t.Errorf("/dev/null: %q", got)
-		}
-	}
-}
-
 func TestTheExitStatusSaysHowARunEnded(t *testing.T) {
 	w := newWorld(t, node.Config{})
 	for _, tc := range []struct {

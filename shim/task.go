@@ -99,17 +99,16 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		log.G(ctx).WithField("id", r.ID).WithError(err).Warn("refused")
 		return nil, toRPC(err)
 	}
+	defer s.turn(ctx)()
 	if !wasm {
-		defer s.turn(ctx)()
 		return s.TTRPCTaskService.Create(ctx, r)
 	}
 	a := &agent{bundle: r.Bundle}
 	if r.Stdin != "" && !r.Terminal {
-		if a.input, err = watchInput(prepareCtx, r.Stdin); err != nil {
+		if a.input, err = watchInput(r.Stdin); err != nil {
 			return nil, toRPC(err)
 		}
 	}
-	defer s.turn(ctx)()
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
 	if err != nil {
 		a.stop()
@@ -119,7 +118,6 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	s.agents[r.ID] = a
 	s.mu.Unlock()
 	if a.input != nil {
-		a.input.opened()
 		go s.closeInput(context.WithoutCancel(ctx), r.ID, a.input)
 	}
 	return resp, nil
