@@ -362,10 +362,6 @@ func restorable(ctx context.Context, v *verifier.Verifier, on string, a *oci.Art
 	return v.Verify(ctx, verifier.Input{}).Err
 }
 
-// refreshBudget bounds how long a start waits for a revocation server; what
-// could not be refreshed is judged by its age.
-const refreshBudget = 2 * time.Second
-
 // openVerifier reads policy and trust stores. Revocation data that is due is
 // fetched first; the verifier reads it from disk when it judges.
 func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error) {
@@ -373,7 +369,7 @@ func (p *Preparer) openVerifier(ctx context.Context) (*verifier.Verifier, error)
 	if err != nil || v.Policy() == nil {
 		return v, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, refreshBudget)
+	ctx, cancel := context.WithTimeout(ctx, limits.StartRefreshTime)
 	defer cancel()
 	if err := fetch.Refresh(ctx, v, p.Config.Verify, nil, false); err != nil {
 		p.Log.Warn("revocation data not refreshed", "error", err)

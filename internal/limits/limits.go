@@ -63,6 +63,9 @@ const (
 	OCSPKept = 4096
 	// CRLBytes bounds a certificate revocation list.
 	CRLBytes = 32 * MiB
+	// StartRefreshTime bounds how long a start waits for servers of revocation and
+	// release lists; what could not be refreshed is judged by its age.
+	StartRefreshTime = 2 * time.Second
 	// ReleasesBytes bounds a signed release list.
 	ReleasesBytes = 4 * MiB
 	// TrustFileBytes bounds a signed file of trust.

@@ -31,9 +31,6 @@ const (
 	endsSoon = 30 * 24 * time.Hour
 	// clockSlack is what two clocks may be apart.
 	clockSlack = 5 * time.Minute
-	// refreshBudget is what the gate before a start waits for lists, the shortest of
-	// the gates: what does not come within it does not come for every one of them.
-	refreshBudget = 2 * time.Second
 )
 
 // checkTime holds the clock to what the node knows to be past.
@@ -93,7 +90,9 @@ func checkTrust(ctx context.Context, r *Report, cfg *nodeconfig.Config, o Option
 // time, through the proxies of its environment, and for what is due only. A list that
 // nobody fetched yet is no fault of the node.
 func refresh(ctx context.Context, v *verifier.Verifier, cfg nodeconfig.Verify, env []string) refreshed {
-	ctx, cancel := context.WithTimeout(ctx, refreshBudget)
+	// The shortest of the gates' times: what does not come within it does not come for
+	// every one of them.
+	ctx, cancel := context.WithTimeout(ctx, limits.StartRefreshTime)
 	defer cancel()
 	client := clientOf(env)
 	defer client.CloseIdleConnections()

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -109,10 +110,11 @@ func TestListsThatNobodyFetchedYetAreFetchedAsAGateDoes(t *testing.T) {
 		defer silent.Close()
 		defer close(release)
 		cfg, _ := fetching(t, silent.URL)
-		before := time.Now()
-		check(cfg).count(t, checkCRL, Failure, 2)
-		if took := time.Since(before); took > 2*refreshBudget {
-			t.Errorf("waited %s", took)
+		r := check(cfg)
+		r.count(t, checkCRL, Failure, 2)
+		// Its own time ended first, not the client's, which is longer.
+		if text := fmt.Sprint(r.Findings); !strings.Contains(text, "deadline exceeded") || strings.Contains(text, "Client.Timeout") {
+			t.Error(text)
 		}
 	})
 	t.Run("a state that cannot be made", func(t *testing.T) {

@@ -170,15 +170,11 @@ func (a *app) releases(ctx context.Context, path string, o *releasesOptions) (*r
 
 // follow lets the result go on from the list that is there.
 func (o *releasesOptions) follow(r *releasesResult, data []byte, chain []*x509.Certificate, now time.Time) error {
-	by := verifier.Successor{Chain: chain, Of: o.of, Now: now}
-	for _, file := range o.roots {
-		certs, err := readChain(file, "root certificate")
-		if err != nil {
-			return err
-		}
-		by.Roots = append(by.Roots, certs...)
+	roots, err := rootCertificates(o.roots)
+	if err != nil {
+		return err
 	}
-	old, signer, err := verifier.ContinueReleases(r.File, data, by)
+	old, signer, err := verifier.ContinueReleases(r.File, data, verifier.Successor{Chain: chain, Of: o.of, Roots: roots, Now: now})
 	if err != nil {
 		return err
 	}

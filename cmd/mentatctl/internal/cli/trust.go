@@ -252,11 +252,13 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 		if len(paths) == 0 {
 			continue
 		}
-		store, err := readStore(name, paths)
+		trusted, err := rootCertificates(paths)
 		if err != nil {
 			return nil, err
 		}
-		stores[name] = store
+		if stores[name], err = verifier.NewStore(name, trusted...); err != nil {
+			return nil, err
+		}
 	}
 	trust, err := verifier.ParsePolicy("the command line", rootsPolicy(f.identities, len(timeRoots) > 0))
 	if err != nil {
@@ -270,16 +272,17 @@ func (a *app) rootsVerifier(f *trustFlags) (*judgement, error) {
 	return f.judgement(v, by, nodeconfig.Capability{Media: nodeMedia})
 }
 
-func readStore(name string, paths []string) (*verifier.Store, error) {
-	var trusted []*x509.Certificate
+// rootCertificates reads the root certificates in PEM files.
+func rootCertificates(paths []string) ([]*x509.Certificate, error) {
+	var roots []*x509.Certificate
 	for _, path := range paths {
 		certs, err := readChain(path, "root certificate")
 		if err != nil {
 			return nil, err
 		}
-		trusted = append(trusted, certs...)
+		roots = append(roots, certs...)
 	}
-	return verifier.NewStore(name, trusted...)
+	return roots, nil
 }
 
 func rootsPolicy(identities []string, stamps bool) []byte {

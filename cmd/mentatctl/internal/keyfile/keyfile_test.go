@@ -84,7 +84,7 @@ func TestAnOpenKeyFileIsNoticed(t *testing.T) {
 
 func TestOnlyTheUsersOwnKeyIsVouchedFor(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("no modes")
+		t.Skip("files have no modes there")
 	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "signing.key")
